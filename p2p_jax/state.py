@@ -1,0 +1,103 @@
+"""What a training consists of: the static networks and losses, and the arrays that change."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from p2p_jax.images import Augment
+from p2p_jax.losses import Adversarial
+
+Array = jax.Array
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Gan:
+    """All that is fixed while a run lasts; compiled programs close over it.
+
+    Attributes:
+      generator: called with (source, keys, running).
+      discriminator: called with (source, image, running).
+      gen_tx: the generator's optimiser, without its rate.
+      disc_tx: the discriminator's.
+      adversarial: the pair of losses.
+      reconstruction: names and losses of (fake, target).
+      augment: what happens to a pair between storage and networks.
+      channels: of source and target.
+      ema_decay: of the generator's averaged parameters; 0 keeps none.
+      dtype: of images, losses and rates inside the step.
+      param_dtype: of parameters.
+      axis: the mesh axis that splits the batch.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    gen_tx: optax.GradientTransformation
+    disc_tx: optax.GradientTransformation
+    adversarial: Adversarial
+    reconstruction: tuple[tuple[str, Any], ...]
+    augment: Augment
+    channels: tuple[int, int]
+    ema_decay: float
+    dtype: str
+    axis: str
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of what a step reports, in the order of its columns."""
+        return ("loss/disc", "loss/gen_gan", *(f"loss/gen_{n}" for n, _ in self.reconstruction))
+
+
+class NetState(NamedTuple):
+    """One network: parameters, running statistics of its norms, optimiser state."""
+
+    params: Tree
+    stats: Tree
+    opt_state: Tree
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes; arrays only.
+
+    Attributes:
+      step: int32 scalar, updates done.
+      gen: the generator.
+      disc: the discriminator.
+      ema: averaged parameters of the generator, or an empty dict.
+      key: the run's typed threefry key; never changes.
+    """
+
+    step: Array
+    gen: NetState
+    disc: NetState
+    ema: Tree
+    key: Array
+
+
+def init(gan: Gan, seed: int) -> TrainState:
+    """Draws a fresh state; a function of the seed alone."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    gen_key, disc_key = jax.random.split(jax.random.fold_in(key, 0))
+    h, w = gan.augment.crop_size
+    source = jnp.zeros((1, h, w, gan.channels[0]), gan.dtype)
+    target = jnp.zeros((1, h, w, gan.channels[1]), gan.dtype)
+    gen = _net(gan.generator.init(gen_key, source), gan.gen_tx)
+    disc = _net(gan.discriminator.init(disc_key, source, target), gan.disc_tx)
+    # Copies: one buffer must not be donated twice.
+    ema = jax.tree.map(jnp.copy, gen.params) if gan.ema_decay else {}
+    return TrainState(jnp.zeros((), jnp.int32), gen, disc, ema, key)
+
+
+def _net(variables: Any, tx: optax.GradientTransformation) -> NetState:
+    return NetState(variables["params"], variables.get("stats", {}), tx.init(variables["params"]))
+
+
+def count(params: Tree) -> int:
+    """Number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,254 @@
+"""The training step and the sampling function, compiled for a mesh.
+
+One update, after Isola et al. 2017, section 3.3: the generator runs forward once; the discriminator
+is updated on real and fake; then the generator, by the gradient that its loss has through the
+*updated* discriminator.
+
+Randomness is a function of (seed, step, position in the global batch) alone, whatever the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from p2p_jax.images import resize, to_signed, to_uint8
+from p2p_jax.losses import RECONSTRUCTION
+from p2p_jax.state import Gan, NetState, TrainState
+
+Array = jax.Array
+Tree = Any
+# Purposes that keys are folded with: fixed numbers, as a resumed run depends on them.
+AUGMENT, DROPOUT = 1, 2
+
+HYPER = ("gen_lr", "disc_lr", "disc", "gan", *RECONSTRUCTION)
+
+
+def example_keys(key: Array, purpose: int, positions: Array) -> Array:
+    """`[b]` keys of the examples at these places of the global batch."""
+    key = jax.random.fold_in(key, purpose)
+    return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
+
+
+def _pmean(tree: Tree, axis: str) -> Tree:
+    """The mean over devices: one all-reduce for the whole tree."""
+    return jax.lax.pmean(tree, axis)
+
+
+def _varying(tree: Tree, axis: str) -> Tree:
+    """Marks replicated arrays as each device's own, so that their gradients stay unsummed.
+
+    Otherwise the gradients arrive summed over devices, and averaging them again would leave n times
+    the gradient, which Adam nearly hides.
+    """
+    return jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), tree)
+
+
+def _apply_gradients(
+    net: NetState, tx: optax.GradientTransformation, grads: Tree, stats: Tree, lr: Array
+) -> NetState:
+    updates, opt_state = tx.update(grads, net.opt_state, net.params)
+    params = jax.tree.map(lambda p, u: p - (lr * u).astype(p.dtype), net.params, updates)
+    return NetState(params, stats, opt_state)
+
+
+def discriminator_gradients(
+    gan: Gan, disc: NetState, source: Array, target: Array, fake: Array, weight: Array
+) -> tuple[Array, Tree, Tree]:
+    """Loss, gradients and statistics of the discriminator on one device's examples.
+
+    Args:
+      gan: the networks.
+      disc: the discriminator before its update.
+      source: `[b, h, w, c]` in [-1, 1].
+      target: `[b, h, w, c']` in [-1, 1], the real images.
+      fake: like target; no gradient flows into it.
+      weight: of the loss's gradient.
+
+    Returns:
+      The unweighted loss, the gradients of its weighted value, and the new running statistics.
+    """
+
+    def loss_fn(params: Tree) -> tuple[Array, tuple[Array, Tree]]:
+        def logits(image: Array, stats: Tree) -> tuple[Array, Tree]:
+            out, new = gan.discriminator.apply(
+                {"params": params, "stats": stats}, source, image, mutable=["stats"]
+            )
+            return out, new.get("stats", {})
+
+        fake_logits, stats = logits(fake, disc.stats)
+        real_logits, stats = logits(target, stats)
+        loss = gan.adversarial.disc(real_logits, fake_logits)
+        return weight * loss, (loss, stats)
+
+    grads, (loss, stats) = jax.grad(loss_fn, has_aux=True)(disc.params)
+    return loss, grads, stats
+
+
+def generator_cotangent(
+    gan: Gan, disc: NetState, source: Array, target: Array, fake: Array, hyper: dict[str, Array]
+) -> tuple[dict[str, Array], Array]:
+    """Losses of the generator, and the gradient of their weighted sum with respect to its output.
+
+    Args:
+      gan: the networks.
+      disc: the discriminator, already updated.
+      source: `[b, h, w, c]` in [-1, 1].
+      target: `[b, h, w, c']` in [-1, 1].
+      fake: like target.
+      hyper: scalars by name; see `HYPER`.
+
+    Returns:
+      The unweighted losses by name, and the gradient, shaped like fake.
+    """
+
+    def loss_fn(fake: Array) -> tuple[Array, dict[str, Array]]:
+        # The statistics that this pass would leave are dropped: the discriminator has been updated.
+        logits, _ = gan.discriminator.apply(
+            {"params": disc.params, "stats": disc.stats}, source, fake, mutable=["stats"]
+        )
+        parts = {"gan": gan.adversarial.gen(logits)}
+        parts |= {name: fn(fake, target) for name, fn in gan.reconstruction}
+        total = sum(
+            (hyper[name] * value for name, value in parts.items()), jnp.zeros_like(logits, shape=())
+        )
+        return total, parts
+
+    cotangent, parts = jax.grad(loss_fn, has_aux=True)(fake)
+    return parts, cotangent
+
+
+def update(
+    gan: Gan, state: TrainState, source: Array, target: Array, hyper: dict[str, Array]
+) -> tuple[TrainState, Array]:
+    """One update of both networks; runs on each device, over the mesh axis `gan.axis`.
+
+    Args:
+      gan: the networks.
+      state: the same on all devices.
+      source: `[b, h, w, c]`, this device's examples, in 0..255.
+      target: `[b, h, w, c']`, likewise.
+      hyper: scalars by name; see `HYPER`.
+
+    Returns:
+      The new state, and the losses in the order of `gan.metric_names`, means over all devices.
+    """
+    axis = gan.axis
+    b = source.shape[0]
+    key = jax.random.fold_in(state.key, state.step)
+    positions = jax.lax.axis_index(axis) * b + jnp.arange(b, dtype=jnp.int32)
+    augment_keys = example_keys(key, AUGMENT, positions)
+    source, target = (
+        to_signed(gan.augment(augment_keys, x.astype(gan.dtype)), gan.dtype)
+        for x in (source, target)
+    )
+    dropout_keys = example_keys(key, DROPOUT, positions)
+
+    local_gen, local_disc = _varying(state.gen, axis), _varying(state.disc, axis)
+
+    def forward(params: Tree) -> tuple[Array, Tree]:
+        out, new = gan.generator.apply(
+            {"params": params, "stats": local_gen.stats}, source, dropout_keys, mutable=["stats"]
+        )
+        return out, new.get("stats", {})
+
+    fake, pull, gen_stats = jax.vjp(forward, local_gen.params, has_aux=True)
+
+    disc_loss, grads, stats = discriminator_gradients(
+        gan, local_disc, source, target, jax.lax.stop_gradient(fake), hyper["disc"]
+    )
+    disc_loss, grads, stats = _pmean((disc_loss, grads, stats), axis)
+    disc = _apply_gradients(state.disc, gan.disc_tx, grads, stats, hyper["disc_lr"])
+
+    parts, cotangent = generator_cotangent(gan, _varying(disc, axis), source, target, fake, hyper)
+    (gen_grads,) = pull(cotangent)
+    parts, grads, stats = _pmean((parts, gen_grads, gen_stats), axis)
+    gen = _apply_gradients(state.gen, gan.gen_tx, grads, stats, hyper["gen_lr"])
+
+    ema = (
+        jax.tree.map(
+            lambda e, p: gan.ema_decay * e + (1 - gan.ema_decay) * p, state.ema, gen.params
+        )
+        if gan.ema_decay
+        else {}
+    )
+    losses = jnp.stack([disc_loss, parts["gan"], *(parts[name] for name, _ in gan.reconstruction)])
+    return TrainState(state.step + 1, gen, disc, ema, state.key), losses
+
+
+def make_train_step(gan: Gan, mesh: Mesh, steps_per_dispatch: int) -> Callable[..., Any]:
+    """The jitted function that trains for up to `steps_per_dispatch` updates.
+
+    Its arguments are (state, batch, hyper, count): `batch` holds `source` and `target`, uint8
+    `[k, b, h, w, c]` with the global batch b split over `data`; `hyper` holds `[k]` arrays by name;
+    `count`, an int32 scalar, is how many of the k steps to do. State is donated. It returns the
+    state and the losses `[k, len(gan.metric_names)]`, of which the first `count` rows hold.
+
+    A loop with a traced trip count serves every count with one compilation.
+    """
+
+    def dispatch(state: TrainState, batch: Any, hyper: dict[str, Array], count: Array):
+        def body(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+            state, losses = carry
+            source, target = (jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in batch)
+            state, row = update(gan, state, source, target, {n: v[i] for n, v in hyper.items()})
+            return state, losses.at[i].set(row.astype(losses.dtype))
+
+        losses = jnp.zeros((steps_per_dispatch, len(gan.metric_names)), hyper["gan"].dtype)
+        return jax.lax.fori_loop(0, count, body, (state, losses))
+
+    sharded = jax.shard_map(
+        dispatch,
+        mesh=mesh,
+        in_specs=(P(), P(None, gan.axis), P(), P()),
+        out_specs=(P(), P()),
+        axis_names={gan.axis},
+    )
+    replicated = NamedSharding(mesh, P())
+    return jax.jit(
+        sharded,
+        donate_argnums=0,
+        in_shardings=(replicated, NamedSharding(mesh, P(None, gan.axis)), replicated, replicated),
+        out_shardings=replicated,
+    )
+
+
+def make_sample(gan: Gan, mesh: Mesh, running: bool) -> Callable[..., Any]:
+    """The jitted function that translates a batch.
+
+    Its arguments are (params, stats, source, target, keys): images uint8 `[b, h, w, c]`, resized to
+    the crop size; keys `[b]` for dropout, or None. Returns source, fake and target as uint8 of that
+    size, split over `data` like the batch.
+
+    Args:
+      gan: the networks; its `norm_group` should be 1 unless `running`, so that a result does not
+        depend on its neighbours.
+      mesh: with the axis `gan.axis`.
+      running: normalise by running statistics.
+    """
+    size = gan.augment.crop_size
+
+    def sample(params: Tree, stats: Tree, source: Array, target: Array, keys: Array | None):
+        source, target = (
+            to_signed(resize(x.astype(gan.dtype), size), gan.dtype) for x in (source, target)
+        )
+        # Without `mutable` the statistics stay as they are.
+        fake = gan.generator.apply({"params": params, "stats": stats}, source, keys, running)
+        return tuple(to_uint8(x) for x in (source, fake, target))
+
+    split = P(gan.axis)
+    return jax.jit(
+        jax.shard_map(
+            sample,
+            mesh=mesh,
+            in_specs=(P(), P(), split, split, split),
+            out_specs=split,
+            axis_names={gan.axis},
+        )
+    )
