@@ -25,8 +25,9 @@ from p2p_jax.state import Gan, NetState, TrainState
 Array = jax.Array
 Tree = Any
 # Purposes that keys are folded with: fixed numbers, as a resumed run depends on them.
-AUGMENT, DROPOUT = 1, 2
+AUGMENT, DROPOUT, EVALUATE = 1, 2, 3
 
+# Columns of the array that holds what may change from step to step without compiling anew.
 HYPER = ("gen_lr", "disc_lr", "disc", "gan", *RECONSTRUCTION)
 
 
@@ -185,22 +186,22 @@ def update(
 def make_train_step(gan: Gan, mesh: Mesh, steps_per_dispatch: int) -> Callable[..., Any]:
     """The jitted function that trains for up to `steps_per_dispatch` updates.
 
-    Its arguments are (state, batch, hyper, count): `batch` holds `source` and `target`, uint8
-    `[k, b, h, w, c]` with the global batch b split over `data`; `hyper` holds `[k]` arrays by name;
+    Its arguments are (state, batch, hyper, count): `batch` is the pair (source, target), uint8
+    `[k, b, h, w, c]` with the global batch b split over `data`; `hyper` is `[k, len(HYPER)]`;
     `count`, an int32 scalar, is how many of the k steps to do. State is donated. It returns the
     state and the losses `[k, len(gan.metric_names)]`, of which the first `count` rows hold.
 
     A loop with a traced trip count serves every count with one compilation.
     """
 
-    def dispatch(state: TrainState, batch: Any, hyper: dict[str, Array], count: Array):
+    def dispatch(state: TrainState, batch: Any, hyper: Array, count: Array):
         def body(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
             state, losses = carry
             source, target = (jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in batch)
-            state, row = update(gan, state, source, target, {n: v[i] for n, v in hyper.items()})
+            state, row = update(gan, state, source, target, dict(zip(HYPER, hyper[i], strict=True)))
             return state, losses.at[i].set(row.astype(losses.dtype))
 
-        losses = jnp.zeros((steps_per_dispatch, len(gan.metric_names)), hyper["gan"].dtype)
+        losses = jnp.zeros((steps_per_dispatch, len(gan.metric_names)), hyper.dtype)
         return jax.lax.fori_loop(0, count, body, (state, losses))
 
     sharded = jax.shard_map(
@@ -219,27 +220,30 @@ def make_train_step(gan: Gan, mesh: Mesh, steps_per_dispatch: int) -> Callable[.
     )
 
 
-def make_sample(gan: Gan, mesh: Mesh, running: bool) -> Callable[..., Any]:
+def make_sample(gan: Gan, mesh: Mesh, running: bool, dropout: bool) -> Callable[..., Any]:
     """The jitted function that translates a batch.
 
-    Its arguments are (params, stats, source, target, keys): images uint8 `[b, h, w, c]`, resized to
-    the crop size; keys `[b]` for dropout, or None. Returns source, fake and target as uint8 of that
-    size, split over `data` like the batch.
+    Its arguments are (params, stats, key, source, target, identities): the generator's variables,
+    the run's key, images uint8 `[b, h, w, c]`, and `[b]` uint32 numbers that tell examples apart,
+    from which their dropout comes. Returns source, fake and target as uint8 of the crop size, split
+    over `data` like the batch.
 
     Args:
-      gan: the networks; its `norm_group` should be 1 unless `running`, so that a result does not
-        depend on its neighbours.
+      gan: the networks. Its generator's `norm_group` should be 1 unless `running`, so that no
+        result depends on its neighbours in the batch.
       mesh: with the axis `gan.axis`.
-      running: normalise by running statistics.
+      running: normalise by running statistics, not the images' own.
+      dropout: leave dropout on.
     """
     size = gan.augment.crop_size
 
-    def sample(params: Tree, stats: Tree, source: Array, target: Array, keys: Array | None):
+    def sample(params: Tree, stats: Tree, key: Array, source: Array, target: Array, ids: Array):
         source, target = (
             to_signed(resize(x.astype(gan.dtype), size), gan.dtype) for x in (source, target)
         )
-        # Without `mutable` the statistics stay as they are.
-        fake = gan.generator.apply({"params": params, "stats": stats}, source, keys, running)
+        keys = example_keys(key, EVALUATE, ids) if dropout else None
+        variables = {"params": params, "stats": stats}
+        fake = gan.generator.apply(variables, source, keys, running)
         return tuple(to_uint8(x) for x in (source, fake, target))
 
     split = P(gan.axis)
@@ -247,7 +251,7 @@ def make_sample(gan: Gan, mesh: Mesh, running: bool) -> Callable[..., Any]:
         jax.shard_map(
             sample,
             mesh=mesh,
-            in_specs=(P(), P(), split, split, split),
+            in_specs=(P(), P(), P(), split, split, split),
             out_specs=split,
             axis_names={gan.axis},
         )

@@ -1,0 +1,206 @@
+"""The command line: flags and config overrides, with every mistake reported together."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from p2p_jax import mesh
+from p2p_jax.config import ConfigError, base, coerce, flatten, merge, unknown_key, validate
+
+FLAGS = ("config", "workdir", "mode", "allow_config_change", "help")
+MODES = ("train", "eval")
+
+
+class Command(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+      mode: one of `MODES`.
+      workdir: the run's folder.
+      config: complete and valid.
+      allow_config_change: whether a resumed run may go on with another config.
+    """
+
+    mode: str
+    workdir: Path
+    config: ConfigDict
+    allow_config_change: bool
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Reads a command line.
+
+    Args:
+      argv: without the program's name.
+
+    Raises:
+      ConfigError: all that is wrong with flags, keys, types and values.
+    """
+    flags, overrides, problems = _split(argv)
+    mode = flags.get("mode", "train")
+    if mode not in MODES:
+        problems.append(f"--mode: {mode!r} is not one of {', '.join(MODES)}{_near(mode, MODES)}")
+    if not flags.get("workdir"):
+        problems.append("--workdir: needed, the folder of the run, as in --workdir=runs/facades")
+    workdir = Path(flags.get("workdir", ""))
+    config, found = _load(mode, flags, workdir)
+    problems += found
+    config, found = _override(config or base(), overrides)
+    problems += found
+    loaded = config if flags.get("config") or mode == "eval" else None
+    if loaded is not None:
+        mesh.use_precision(loaded.train.precision)
+        problems += validate(loaded)
+    if problems:
+        raise ConfigError(problems)
+    return Command(mode, workdir, config, "allow_config_change" in flags)
+
+
+def _split(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Flags, overrides by dotted key, and problems."""
+    flags: dict[str, str] = {}
+    overrides: dict[str, str] = {}
+    problems = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            problems.append(f"{word}: not a flag; flags are --name=value")
+            continue
+        name, equals, value = word[2:].partition("=")
+        switch = name in ("allow_config_change", "help")
+        if not equals and not switch:
+            if not words or words[0].startswith("--"):
+                problems.append(f"--{name}: needs a value, as in --{name}=VALUE")
+                continue
+            value = words.pop(0)
+        if switch and value not in ("", "true", "True"):
+            problems.append(f"--{name}: takes no value, not {value!r}")
+        if name.startswith("config."):
+            overrides[name.removeprefix("config.")] = value
+        elif name in FLAGS:
+            flags[name] = value
+        else:
+            allowed = ", ".join(f"--{flag}" for flag in FLAGS)
+            problems.append(
+                f"--{name}: no such flag{_near(name, FLAGS, '--')}; there are {allowed} and "
+                "--config.KEY=VALUE"
+            )
+    return flags, overrides, problems
+
+
+def _near(word: str, words: Sequence[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(word, words, 1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def _load(mode: str, flags: dict[str, str], workdir: Path) -> tuple[ConfigDict | None, list[str]]:
+    """The config before overrides, or what is wrong with it."""
+    try:
+        if mode == "eval":
+            return saved_config(workdir), []
+        if not flags.get("config"):
+            return None, ["--config: needed, as in --config=configs/quickstart.py"]
+        return _config_file(Path(flags["config"])), []
+    except ConfigError as error:
+        return None, error.problems
+
+
+def _config_file(path: Path) -> ConfigDict:
+    """What `get_config()` of a Python file returns."""
+    if not path.is_file():
+        beside = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        there = f"; there are {', '.join(beside)}" if beside else ""
+        raise ConfigError([f"--config: {path} is not a file{_near(str(path), beside)}{there}"])
+    spec = importlib.util.spec_from_file_location("p2p_jax_config", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError([f"--config: {path} is not a Python file"])
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # whatever somebody's file raises, say where
+        trace, line = error.__traceback__, None
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == str(path):
+                line = trace.tb_lineno
+            trace = trace.tb_next
+        line = line or getattr(error, "lineno", None)
+        what = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError([f"--config: {path}{f':{line}' if line else ''}: {what[0]}"]) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError([f"--config: get_config() of {path} must return p2p_jax.config.base()"])
+    return _checked(config.to_dict(), str(path))
+
+
+def saved_config(workdir: Path) -> ConfigDict:
+    """The config saved in a workdir.
+
+    Raises:
+      ConfigError: there is none, or it is not a config.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ConfigError(
+            [f"--workdir: {workdir} holds no config.json; is it the folder of a run?"]
+        )
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError([f"{path}: not JSON: {error}"]) from error
+    return _checked(values, str(path))
+
+
+def _checked(values: dict[str, Any], where: str) -> ConfigDict:
+    """Nested values as a config with every key of `base` and no other, in its types."""
+    flat = flatten(ConfigDict(values))
+    known = flatten(base())
+    problems = [f"{where}: {key} is missing" for key in known if key not in flat]
+    try:
+        config = merge(base(), flat)
+    except ConfigError as error:
+        problems += [f"{where}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _override(config: ConfigDict, overrides: dict[str, str]) -> tuple[ConfigDict, list[str]]:
+    """Sets what can be set; says what cannot."""
+    problems = []
+    defaults = flatten(base())
+    values = {}
+    for key, text in overrides.items():
+        if key not in defaults:
+            problems.append(f"--config.{unknown_key(key, defaults)}")
+            continue
+        try:
+            values[key] = coerce(key, read_value(text, defaults[key]), defaults[key])
+        except ConfigError as error:
+            problems += [f"--config.{problem}" for problem in error.problems]
+    return merge(config, values), problems
+
+
+def read_value(text: str, like: Any) -> Any:
+    """A value written on a command line, read as the type of `like` where it can be."""
+    if isinstance(like, str):
+        return text
+    if isinstance(like, bool):
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    if isinstance(like, tuple) and like and isinstance(like[0], str):
+        return tuple(word.strip(" '\"") for word in text.strip("()[] ").split(",") if word.strip())
+    try:
+        value = ast.literal_eval(text or "()")
+    except (ValueError, SyntaxError):
+        return text
+    if isinstance(like, tuple) and not like and isinstance(value, int):
+        return (value,)
+    return value

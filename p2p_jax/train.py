@@ -1,0 +1,323 @@
+"""The training loop: restore, dispatch, log, evaluate, save, stop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from p2p_jax import checkpoint, evaluate, mesh, report
+from p2p_jax.build import Experiment, TrainOptions
+from p2p_jax.data import Batch, Feed
+from p2p_jax.evaluate import Evaluator
+from p2p_jax.report import Console, MetricsLog
+from p2p_jax.state import TrainState, init
+from p2p_jax.step import make_train_step
+
+DONE, STOPPED = 0, 75
+
+
+class NotFinite(Exception):
+    """A loss is NaN or infinite."""
+
+
+class Stop:
+    """Turns the first SIGINT, SIGTERM or SIGUSR1 into a flag; a second SIGINT leaves at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.name = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.name and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = self.name or signal.Signals(number).name
+
+
+class Losses:
+    """Losses since the last line of the log, summed in the order of steps.
+
+    The sums go into checkpoints, so that a resumed run writes the line that it would have written.
+    """
+
+    def __init__(self, names: tuple[str, ...], saved: dict[str, Any]) -> None:
+        self._names = names
+        self.count: int = saved.get("count", 0)
+        self._sums = np.array(saved.get("sums", [0.0] * len(names)), np.float64)
+        self._late: tuple[int, int, jax.Array] | None = None
+
+    def add(self, step: int, count: int, losses: jax.Array) -> None:
+        """Takes a dispatch's losses, not yet computed, and settles those of the one before."""
+        late, self._late = self._late, (step, count, losses)
+        self._settle(late)
+
+    def settle(self) -> None:
+        """Waits for the last dispatch.
+
+        Raises:
+          NotFinite: naming the step.
+        """
+        late, self._late = self._late, None
+        self._settle(late)
+
+    def _settle(self, late: tuple[int, int, jax.Array] | None) -> None:
+        if late is None:
+            return
+        step, count, losses = late
+        for i, row in enumerate(np.asarray(losses, np.float64)[:count]):
+            if not np.isfinite(row).all():
+                values = ", ".join(f"{n} {v:g}" for n, v in zip(self._names, row, strict=True))
+                raise NotFinite(
+                    f"a loss of step {step - count + 1 + i} is not finite ({values}); the newest "
+                    "checkpoint is from before it: lower optim.gen.lr and optim.disc.lr, or see "
+                    "whether the data is sound"
+                )
+            self._sums += row
+            self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """The means, and begins anew."""
+        means = dict(zip(self._names, (self._sums / self.count).tolist(), strict=True))
+        self._sums, self.count = np.zeros_like(self._sums), 0
+        return means
+
+    def saved(self) -> dict[str, Any]:
+        """What to keep in a checkpoint."""
+        return {"count": self.count, "sums": self._sums.tolist()}
+
+
+def plan(options: TrainOptions, step: int) -> Iterator[tuple[int, int]]:
+    """(first step, number of steps) of each dispatch from `step` on.
+
+    A dispatch ends early where something is due, so no interval need divide another.
+    """
+    every = (options.log_every, options.eval_every, options.sample_every, options.save_every)
+    while step < options.steps:
+        due = min(step - step % n + n for n in every)
+        count = min(options.steps_per_dispatch, due - step, options.steps - step)
+        yield step, count
+        step += count
+
+
+class Trainer:
+    """One run in one process."""
+
+    def __init__(self, experiment: Experiment, workdir: Path, console: Console) -> None:
+        self.experiment, self.options = experiment, experiment.train
+        self.workdir, self.console = workdir, console
+        self.evaluator = Evaluator(experiment)
+        self.metric = f"eval/{self.options.best}"
+        self.mode = dict(experiment.eval.metrics)[self.options.best].mode
+        self.manager = checkpoint.open_manager(workdir, self.options.keep, self.metric, self.mode)
+        self.best: float | None = None
+
+    def run(self) -> int:
+        """Trains to the end or until a signal; returns the exit code.
+
+        Raises:
+          CheckpointError: there are checkpoints, but none is sound.
+          DataError: an example cannot be read.
+          NotFinite: a loss is NaN or infinite.
+        """
+        with Stop() as stop:
+            try:
+                return self._run(stop)
+            finally:
+                self.console.close()
+                checkpoint.close(self.manager)
+
+    def _run(self, stop: Stop) -> int:
+        step_fn, state, meta = self._start()
+        step = int(state.step)
+        self.best = meta.get("best")
+        self.losses = Losses(self.experiment.gan.metric_names, meta.get("losses", {}))
+        self.log = MetricsLog(self.workdir, step if meta else -1)
+        if not meta:
+            self._evaluate(state, last=False)
+            self._sample(state)
+        if step >= self.options.steps:
+            self.console.note(f"all {self.options.steps} steps are done; train.steps adds more")
+            return self._finish(state)
+        self._begun, self._marked, self._waited = (time.monotonic(), step), step, 0.0
+        self._mark = time.monotonic()
+        self.console.progress(step, self.options.steps, {}, math.nan, math.nan, None)
+        with self._feed(step) as feed:
+            for first, count, batch in feed:
+                hyper = self.experiment.hyper(first, self.options.steps_per_dispatch)
+                placed = mesh.put_replicated(self.experiment.mesh, (hyper, np.int32(count)))
+                state, losses = step_fn(state, batch, *placed)
+                step = first + count
+                self.losses.add(step, count, losses)
+                self.console.tick(step)
+                self._due(state, step, feed)
+                if stop.name and step < self.options.steps:
+                    return self._stopped(state, step, stop.name)
+        return self._finish(state)
+
+    def _start(self) -> tuple[Any, TrainState, dict[str, Any]]:
+        """Compiles the step, and meanwhile restores the newest checkpoint or draws a state."""
+        experiment, options = self.experiment, self.options
+        abstract = experiment.abstract_state()
+        begun = time.monotonic()
+        with ThreadPoolExecutor(1) as pool:
+            compiling = pool.submit(self._compile, abstract)
+            like = checkpoint.split(abstract)
+            restored = checkpoint.restore(self.manager, like, self.console.warn, set_aside=True)
+            if restored is None:
+                meta, state = {}, self._draw(abstract)
+            else:
+                meta, state = restored.meta, checkpoint.join(**restored.items)
+                self.console.note(f"resumed at step {restored.step} of {options.steps}")
+            step_fn = compiling.result()
+        self.console.note(f"compiled in {time.monotonic() - begun:.0f} s")
+        return step_fn, state, meta
+
+    def _compile(self, abstract: TrainState) -> Any:
+        experiment, rows = self.experiment, self.options.steps_per_dispatch
+        hyper = experiment.hyper(0, rows)
+        h, w = experiment.train_source.size
+        shapes = [(rows, self.options.batch_size, h, w, c) for c in experiment.gan.channels]
+        batch = Batch(*(jax.ShapeDtypeStruct(shape, np.uint8) for shape in shapes))
+        step_fn = make_train_step(experiment.gan, experiment.mesh, rows)
+        count = jax.ShapeDtypeStruct((), np.int32)
+        return step_fn.lower(abstract, batch, hyper, count).compile()
+
+    def _draw(self, abstract: TrainState) -> TrainState:
+        experiment = self.experiment
+        drawing = jax.jit(
+            lambda: init(experiment.gan, experiment.seed),
+            out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
+            # XLA's CPU backend takes longer to optimise the random draws than to do them.
+            compiler_options={"xla_backend_optimization_level": 1} if _on_cpu() else None,
+        )
+        return drawing()
+
+    def _feed(self, step: int) -> Feed:
+        experiment, options = self.experiment, self.options
+        return Feed(
+            experiment.train_source,
+            batch_size=options.batch_size,
+            local=mesh.local_slice(options.batch_size),
+            seed=experiment.seed,
+            shuffle=options.shuffle,
+            threads=options.threads,
+            cache=options.cache,
+            plan=plan(options, step),
+            steps_per_dispatch=options.steps_per_dispatch,
+            put=lambda batch: mesh.put_split(experiment.mesh, batch, 1),
+        )
+
+    def _due(self, state: TrainState, step: int, feed: Feed) -> None:
+        """Does what is due after `step` updates. A checkpoint comes last: it implies the rest."""
+        options = self.options
+        last = step == options.steps
+        if step % options.log_every == 0 or last:
+            self._log(step, feed)
+        means = None
+        better = False
+        if step % options.eval_every == 0 or last:
+            self.losses.settle()
+            means = self._evaluate(state, last)
+            better = self._better(means)
+        if step % options.sample_every == 0 or last:
+            self._sample(state)
+        if step % options.save_every == 0 or last or better:
+            self._save(state, means)
+
+    def _better(self, means: dict[str, float]) -> bool:
+        value = means[self.metric]
+        if not math.isfinite(value):
+            return False
+        better = self.best is None or (
+            value < self.best if self.mode == "min" else value > self.best
+        )
+        if better:
+            self.best = value
+        return better
+
+    def _log(self, step: int, feed: Feed) -> None:
+        self.losses.settle()
+        means = self.losses.take()
+        now = time.monotonic()
+        seconds, steps = now - self._mark, step - self._marked
+        rate = steps * self.options.batch_size / seconds
+        wait = (feed.waited - self._waited) / seconds
+        self._mark, self._marked, self._waited = now, step, feed.waited
+        start, first = self._begun
+        left = (now - start) / (step - first) * (self.options.steps - step)
+        scalars = {**means, "images_per_sec": rate, "data_wait_frac": wait}
+        self.log.write(step, step * self.options.batch_size, "train", scalars)
+        self.console.progress(step, self.options.steps, means, rate, wait, left)
+
+    def _evaluate(self, state: TrainState, last: bool) -> dict[str, float]:
+        step, gen = int(state.step), checkpoint.split(state)["gen"]
+        if last:
+            result = evaluate.write(self.workdir, self.experiment, self.evaluator, step, gen)
+        else:
+            result = self.evaluator(gen)
+        images = step * self.options.batch_size
+        self.log.write(step, images, self.experiment.eval.split, result.means)
+        evaluate.show(self.console, self.experiment, self.evaluator, step, result)
+        return result.means
+
+    def _sample(self, state: TrainState) -> None:
+        picture = self.evaluator.grid(checkpoint.split(state)["gen"])
+        report.save_png(self.workdir / "samples" / f"{int(state.step)}.png", picture)
+
+    def _save(self, state: TrainState, means: dict[str, float] | None) -> None:
+        self.losses.settle()
+        self.log.sync()
+        meta = {"losses": self.losses.saved(), "best": self.best}
+        checkpoint.save(self.manager, state, meta, means)
+
+    def _stopped(self, state: TrainState, step: int, name: str) -> int:
+        if checkpoint.latest(self.manager) != step:
+            self._save(state, None)
+        self.console.done([(f"stopped by {name}", f"saved at step {step}; run again to go on")])
+        return STOPPED
+
+    def _finish(self, state: TrainState) -> int:
+        steps = int(state.step)
+        folder = evaluate.eval_folder(self.workdir, self.experiment, steps)
+        rows = [
+            ("grid", self.workdir / "samples" / f"{steps}.png"),
+            ("pictures", folder / "index.html"),
+            ("metrics", self.workdir / "metrics.jsonl"),
+            ("checkpoints", self.workdir / "checkpoints"),
+        ]
+        self.console.done([(name, str(path)) for name, path in rows])
+        return DONE
+
+
+def _on_cpu() -> bool:
+    return jax.devices()[0].platform == "cpu"
+
+
+def train(experiment: Experiment, workdir: Path, console: Console) -> int:
+    """Trains `experiment` in `workdir`, going on where its newest checkpoint stands.
+
+    Returns:
+      0 when all steps are done, 75 when a signal stopped the run with everything saved.
+    """
+    return Trainer(experiment, workdir, console).run()

@@ -1,0 +1,15 @@
+"""Test set-up: four simulated CPU devices, chosen before jax is first imported."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+).strip()
+
+import jax
+
+# A silently broadcast [b] against [b, 1] is a wrong loss; let it raise.
+jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,0 +1,165 @@
+"""Who may import whom: the layers of the package, read from its syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = "p2p_jax"
+BELOW = object()  # every module of an earlier line
+
+# From bottom to top: a module, and what it may import of the package. Names of earlier lines only,
+# so nothing can import upward. A package stands for the modules in it. Each may also import the
+# root package, which holds only a version.
+LAYERS: dict[str, set[str] | object] = {
+    "images": set(),
+    "losses": set(),
+    "metrics": set(),
+    "optim": set(),
+    "models.conv": set(),
+    "models.layers": {"models.conv"},
+    "models.unet": {"models.conv", "models.layers"},
+    "models.patchgan": {"models.conv", "models.layers"},
+    "models": {"models.layers", "models.unet", "models.patchgan"},
+    "data.synthetic": set(),
+    "data.decoding": set(),
+    "data.builders": {"data.decoding"},
+    "data.sources": {"data.synthetic", "data.decoding", "data.builders"},
+    "data.pipeline": {"data.sources"},
+    "data": {"data.sources", "data.pipeline"},
+    "mesh": set(),
+    "report": set(),
+    "state": {"losses", "images"},
+    "step": {"state", "losses", "images"},
+    "checkpoint": {"state"},
+    "config": {"models", "losses", "metrics", "optim", "data"},
+    "build": {
+        *("config", "state", "step", "mesh", "data", "models"),
+        *("images", "losses", "metrics", "optim"),
+    },
+    "evaluate": BELOW,
+    "train": BELOW,
+    "main": BELOW,
+}
+
+PURE = ("images", "losses", "metrics", "optim", "state", "step")  # and all of models
+EFFECTS = {
+    *("os", "sys", "time", "pathlib", "absl", "logging", "ml_collections"),
+    *("tensorflow_datasets", "grain", "PIL"),
+}
+
+
+def modules() -> dict[str, str]:
+    """Sources by module name without the package's, which itself is ''."""
+    found = {}
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path.read_text()
+    return found
+
+
+def imports(name: str, source: str, known: Mapping[str, object]) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of each import, wherever in the file it stands.
+
+    `from package import module` is an import of the module where `known` has it.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}, line {node.lineno}: write the import in full"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                is_module = full.removeprefix(f"{PACKAGE}.") in known
+                yield node.lineno, full if is_module else str(node.module)
+
+
+def violations(sources: Mapping[str, str], layers: Mapping[str, object]) -> list[str]:
+    """Each import of the package that the table does not allow."""
+    found = []
+    order = list(layers)
+    for name, source in sources.items():
+        allowed = layers.get(name, set())
+        if allowed is BELOW:
+            allowed = set(order[: order.index(name)])
+        assert isinstance(allowed, set)
+        for line, target in imports(name, source, sources):
+            if target == PACKAGE or not f"{target}.".startswith(f"{PACKAGE}."):
+                continue
+            target = target.removeprefix(f"{PACKAGE}.")
+            if not {target, target.rpartition(".")[0]} & allowed:
+                found.append(f"{PACKAGE}.{name}, line {line}: may not import {PACKAGE}.{target}")
+    return found
+
+
+def test_every_module_has_a_line_in_the_table():
+    present = set(modules()) - {""}
+    assert present - LAYERS.keys() == set(), "add these modules to LAYERS, where they belong"
+    assert LAYERS.keys() - present == set(), "take these lines out of LAYERS: no such module"
+
+
+def test_the_table_names_only_earlier_lines():
+    order = list(LAYERS)
+    for name, allowed in LAYERS.items():
+        if allowed is not BELOW:
+            assert set(allowed) <= set(order[: order.index(name)]), name
+
+
+def test_nothing_imports_upward():
+    assert violations(modules(), LAYERS) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import p2p_jax.train",
+        "from p2p_jax import train",
+        "from p2p_jax.train import train",
+        "import numpy, p2p_jax.train as t",
+        "def f():\n    from p2p_jax import losses, train",
+    ],
+)
+def test_an_import_upward_is_found(source):
+    sources = {"step": source, "train": "import p2p_jax.step", "losses": ""}
+    assert len(violations(sources, LAYERS)) == 1
+    assert "step, line" in violations(sources, LAYERS)[0]
+    assert violations(sources | {"step": "from p2p_jax import losses"}, LAYERS) == []
+
+
+def test_a_package_stands_for_its_modules_but_not_the_other_way_round():
+    sources = {"models": "", "models.unet": "", "build": "import p2p_jax.models.unet"}
+    assert violations(sources, {"models.unet": set(), "build": {"models"}}) == []
+    sources["build"] = "import p2p_jax.models"
+    assert len(violations(sources, {"models.unet": set(), "build": {"models.unet"}})) == 1
+
+
+def test_a_module_that_the_table_lacks_may_import_nothing():
+    assert violations({"new": "from p2p_jax import losses", "losses": ""}, LAYERS)
+
+
+def test_pure_modules_import_no_effects():
+    sources = modules()
+    pure = [name for name in sources if name in PURE or name.split(".")[0] == "models"]
+    assert set(PURE) < set(pure)
+    found = [
+        f"{PACKAGE}.{name}, line {line}: imports {target}, but is to be pure"
+        for name in pure
+        for line, target in imports(name, sources[name], sources)
+        if target.split(".")[0] in EFFECTS
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", ["models", "losses", "step", "checkpoint"])
+def test_imports_with_jax_flax_optax_orbax_and_numpy_alone(name):
+    # rich is not on the list because flax itself imports it.
+    blocked = ["tensorflow", "tensorflow_datasets", "grain", "ml_collections", "array_record"]
+    blocked += ["PIL", "simplejpeg"]
+    code = f"import sys\nsys.modules.update(dict.fromkeys({blocked!r}))\nimport {PACKAGE}.{name}\n"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
