@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from p2p_jax import mesh as meshes
-from p2p_jax.config import data_options, flatten
+from p2p_jax.config import Config, data_options, flatten
 from p2p_jax.data import SOURCES, PairSource
 from p2p_jax.images import Augment
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
@@ -134,7 +134,7 @@ class Experiment:
         ]  # fmt: skip
 
 
-def build(config: ConfigDict, log: Callable[[str], None]) -> Experiment:
+def build(config: Config, log: Callable[[str], None]) -> Experiment:
     """Opens the data and assembles networks, losses and options; compiles nothing.
 
     Args:
@@ -175,7 +175,7 @@ def build(config: ConfigDict, log: Callable[[str], None]) -> Experiment:
     )
 
 
-def _train_options(config: ConfigDict, steps: int) -> TrainOptions:
+def _train_options(config: Config, steps: int) -> TrainOptions:
     train, data = config.train, config.data
     return TrainOptions(
         batch_size=train.batch_size,
@@ -193,13 +193,11 @@ def _train_options(config: ConfigDict, steps: int) -> TrainOptions:
     )
 
 
-def _threads(config: ConfigDict) -> int:
-    import os
-
+def _threads(config: Config) -> int:
     return config.data.threads or os.cpu_count() or 1
 
 
-def _policy(config: ConfigDict) -> Policy:
+def _policy(config: Config) -> Policy:
     """How to compute on the devices at hand."""
     platform = jax.devices()[0].platform
     precision = config.train.precision
@@ -216,7 +214,7 @@ def _policy(config: ConfigDict) -> Policy:
     )
 
 
-def _gan(config: ConfigDict) -> Gan:
+def _gan(config: Config) -> Gan:
     policy, loss = _policy(config), config.loss
     channels = (3, 3)
     generator = GeneratorOptions(**config.model.generator)
@@ -236,7 +234,7 @@ def _gan(config: ConfigDict) -> Gan:
     )
 
 
-def _hyper(config: ConfigDict, steps: int) -> Callable[[int, int], np.ndarray]:
+def _hyper(config: Config, steps: int) -> Callable[[int, int], np.ndarray]:
     """Rates and weights by step; all plain numbers, so that the config is not kept."""
     factor, decay_from = SCHEDULES[config.optim.schedule], config.optim.decay_from
     flat = flatten(config)

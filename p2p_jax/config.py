@@ -16,6 +16,9 @@ from p2p_jax.metrics import METRICS, SSIM_WINDOW
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
 from p2p_jax.optim import SCHEDULES
 
+# ConfigDict resolves attributes at run time, which a type checker cannot follow.
+Config = Any
+
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 
 
@@ -30,7 +33,7 @@ class ConfigError(Exception):
         return "\n".join(self.problems)
 
 
-def base() -> ConfigDict:
+def base() -> Config:
     """The defaults: the paper's facades recipe, on whatever devices there are."""
     c = ConfigDict()
     c.seed = 0  # of everything random: initial weights, order, jitter, dropout
@@ -115,7 +118,7 @@ def base() -> ConfigDict:
     return c.lock()
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     """Dotted keys to values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
@@ -167,7 +170,7 @@ _KINDS = {
 }
 
 
-def merge(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+def merge(config: Config, values: dict[str, Any]) -> Config:
     """A config with dotted keys set.
 
     Raises:
@@ -192,7 +195,7 @@ def merge(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
     return config.lock()
 
 
-def data_options(config: ConfigDict) -> DataOptions:
+def data_options(config: Config) -> DataOptions:
     """What `p2p_jax.data` needs of a config."""
     data = config.data
     return DataOptions(
@@ -211,7 +214,7 @@ def data_options(config: ConfigDict) -> DataOptions:
     )
 
 
-def validate(config: ConfigDict) -> list[str]:
+def validate(config: Config) -> list[str]:
     """All that is wrong with a config: each problem with its key, value and what is allowed.
 
     Reads no data and compiles nothing; it counts the devices, and looks whether folders exist.
@@ -223,7 +226,7 @@ def validate(config: ConfigDict) -> list[str]:
     return [*_sizes(config), *_batch(flat), *_data(config)]
 
 
-def _data(config: ConfigDict) -> list[str]:
+def _data(config: Config) -> list[str]:
     return SOURCES[config.data.source].check(data_options(config))
 
 
@@ -312,7 +315,7 @@ def _is_size(value: Any) -> bool:
     return len(value) == 2 and min(value) > 0
 
 
-def _sizes(config: ConfigDict) -> Iterator[str]:
+def _sizes(config: Config) -> Iterator[str]:
     """Load, crop, depth, patches and metrics must fit each other."""
     load, crop = config.data.load_size, config.data.crop_size
     generator, disc = config.model.generator, config.model.discriminator
@@ -384,7 +387,7 @@ def _batch(flat: dict[str, Any]) -> Iterator[str]:
             )
 
 
-def field_changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, Any, Any]]:
+def field_changes(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """(key, old, new) of the changes that would make a resumed run another run.
 
     Lengths, intervals, evaluation and how data is fetched may change freely; the length not where

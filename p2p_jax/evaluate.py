@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2p_jax import checkpoint, mesh, report
+from p2p_jax import checkpoint, mesh, page, report
 from p2p_jax.build import Experiment
+from p2p_jax.console import Console
 from p2p_jax.data import Pair, PairSource, eval_batches
 from p2p_jax.metrics import METRICS
-from p2p_jax.report import Console
 from p2p_jax.step import make_sample
 
 Tree = Any
@@ -185,7 +185,7 @@ def write(
         "baseline": evaluator.baseline,
     }
     report.write_json(folder / "metrics.json", {**summary, "per_example": result.examples})
-    report.write_eval_page(
+    page.write_eval_page(
         folder,
         title=f"{options.split} at step {step}",
         metrics=result.means,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from p2p_jax import mesh
-from p2p_jax.config import ConfigError, base, coerce, flatten, merge, unknown_key, validate
+from p2p_jax.config import Config, ConfigError, base, coerce, flatten, merge, unknown_key, validate
 
 FLAGS = ("config", "workdir", "mode", "allow_config_change", "help")
 MODES = ("train", "eval")
@@ -31,7 +31,7 @@ class Command(NamedTuple):
 
     mode: str
     workdir: Path
-    config: ConfigDict
+    config: Config
     allow_config_change: bool
 
 
@@ -102,7 +102,7 @@ def _near(word: str, words: Sequence[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
-def _load(mode: str, flags: dict[str, str], workdir: Path) -> tuple[ConfigDict | None, list[str]]:
+def _load(mode: str, flags: dict[str, str], workdir: Path) -> tuple[Config | None, list[str]]:
     """The config before overrides, or what is wrong with it."""
     try:
         if mode == "eval":
@@ -114,7 +114,7 @@ def _load(mode: str, flags: dict[str, str], workdir: Path) -> tuple[ConfigDict |
         return None, error.problems
 
 
-def _config_file(path: Path) -> ConfigDict:
+def _config_file(path: Path) -> Config:
     """What `get_config()` of a Python file returns."""
     if not path.is_file():
         beside = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
@@ -141,7 +141,7 @@ def _config_file(path: Path) -> ConfigDict:
     return _checked(config.to_dict(), str(path))
 
 
-def saved_config(workdir: Path) -> ConfigDict:
+def saved_config(workdir: Path) -> Config:
     """The config saved in a workdir.
 
     Raises:
@@ -159,13 +159,14 @@ def saved_config(workdir: Path) -> ConfigDict:
     return _checked(values, str(path))
 
 
-def _checked(values: dict[str, Any], where: str) -> ConfigDict:
+def _checked(values: dict[str, Any], where: str) -> Config:
     """Nested values as a config with every key of `base` and no other, in its types."""
     flat = flatten(ConfigDict(values))
     known = flatten(base())
     problems = [f"{where}: {key} is missing" for key in known if key not in flat]
+    config = base()
     try:
-        config = merge(base(), flat)
+        config = merge(config, flat)
     except ConfigError as error:
         problems += [f"{where}: {problem}" for problem in error.problems]
     if problems:
@@ -173,7 +174,7 @@ def _checked(values: dict[str, Any], where: str) -> ConfigDict:
     return config
 
 
-def _override(config: ConfigDict, overrides: dict[str, str]) -> tuple[ConfigDict, list[str]]:
+def _override(config: Config, overrides: dict[str, str]) -> tuple[Config, list[str]]:
     """Sets what can be set; says what cannot."""
     problems = []
     defaults = flatten(base())

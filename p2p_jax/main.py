@@ -1,6 +1,11 @@
-"""`python -m p2p_jax.main --config=FILE --workdir=DIR [--mode=train|eval] [--config.KEY=VALUE ...]`.
+"""Trains a translator, or evaluates one.
 
-Trains, going on where DIR's newest checkpoint stands; or evaluates it, with DIR's own config.
+    python -m p2p_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE ...]
+    python -m p2p_jax.main --mode=eval --workdir=DIR [--config.KEY=VALUE ...]
+
+Training goes on where DIR's newest checkpoint stands; with another config than it was trained with,
+--allow_config_change is needed. Evaluation takes DIR's own config. The KEYs are explained in
+p2p_jax/config.py.
 Exit codes: 0 done, 2 bad config or input, 75 stopped by a signal with everything saved (run again),
 anything else a failure.
 """
@@ -15,6 +20,7 @@ from p2p_jax import evaluate, report, train
 from p2p_jax.build import build
 from p2p_jax.checkpoint import CheckpointError
 from p2p_jax.config import ConfigError, field_changes
+from p2p_jax.console import Console
 from p2p_jax.data import DataError
 from p2p_jax.flags import Command, parse, saved_config
 
@@ -24,7 +30,7 @@ BAD_INPUT = 2
 def main(argv: Sequence[str]) -> int:
     """Runs a command line, without the program's name, and returns the exit code."""
     if "--help" in argv or "-h" in argv:
-        print(__doc__.strip())
+        print(str(__doc__).strip())
         return 0
     try:
         command = parse(argv)
@@ -69,7 +75,7 @@ def _check_changes(command: Command) -> dict[str, list]:
 
 
 def _run(command: Command, changes: dict[str, list]) -> int:
-    console = report.Console()
+    console = Console()
     experiment = build(command.config, console.note)
     console.header([*experiment.summary(), ("workdir", str(command.workdir))])
     for note in experiment.notes:

@@ -9,7 +9,6 @@ Randomness is a function of (seed, step, position in the global batch) alone, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -183,7 +182,7 @@ def update(
     return TrainState(state.step + 1, gen, disc, ema, state.key), losses
 
 
-def make_train_step(gan: Gan, mesh: Mesh, steps_per_dispatch: int) -> Callable[..., Any]:
+def make_train_step(gan: Gan, mesh: Mesh, steps_per_dispatch: int) -> jax.stages.Wrapped:
     """The jitted function that trains for up to `steps_per_dispatch` updates.
 
     Its arguments are (state, batch, hyper, count): `batch` is the pair (source, target), uint8
@@ -220,7 +219,7 @@ def make_train_step(gan: Gan, mesh: Mesh, steps_per_dispatch: int) -> Callable[.
     )
 
 
-def make_sample(gan: Gan, mesh: Mesh, running: bool, dropout: bool) -> Callable[..., Any]:
+def make_sample(gan: Gan, mesh: Mesh, running: bool, dropout: bool) -> jax.stages.Wrapped:
     """The jitted function that translates a batch.
 
     Its arguments are (params, stats, key, source, target, identities): the generator's variables,
@@ -243,7 +242,7 @@ def make_sample(gan: Gan, mesh: Mesh, running: bool, dropout: bool) -> Callable[
         )
         keys = example_keys(key, EVALUATE, ids) if dropout else None
         variables = {"params": params, "stats": stats}
-        fake = gan.generator.apply(variables, source, keys, running)
+        fake: Any = gan.generator.apply(variables, source, keys, running)
         return tuple(to_uint8(x) for x in (source, fake, target))
 
     split = P(gan.axis)

@@ -17,9 +17,10 @@ import numpy as np
 
 from p2p_jax import checkpoint, evaluate, mesh, report
 from p2p_jax.build import Experiment, TrainOptions
+from p2p_jax.console import Console
 from p2p_jax.data import Batch, Feed
 from p2p_jax.evaluate import Evaluator
-from p2p_jax.report import Console, MetricsLog
+from p2p_jax.report import MetricsLog
 from p2p_jax.state import TrainState, init
 from p2p_jax.step import make_train_step
 
@@ -198,10 +199,10 @@ class Trainer:
         hyper = experiment.hyper(0, rows)
         h, w = experiment.train_source.size
         shapes = [(rows, self.options.batch_size, h, w, c) for c in experiment.gan.channels]
-        batch = Batch(*(jax.ShapeDtypeStruct(shape, np.uint8) for shape in shapes))
+        arrays: Any = [jax.ShapeDtypeStruct(shape, np.uint8) for shape in shapes]
         step_fn = make_train_step(experiment.gan, experiment.mesh, rows)
         count = jax.ShapeDtypeStruct((), np.int32)
-        return step_fn.lower(abstract, batch, hyper, count).compile()
+        return step_fn.lower(abstract, Batch(*arrays), hyper, count).compile()
 
     def _draw(self, abstract: TrainState) -> TrainState:
         experiment = self.experiment

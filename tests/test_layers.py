@@ -35,10 +35,13 @@ LAYERS: dict[str, set[str] | object] = {
     "data": {"data.sources", "data.pipeline"},
     "mesh": set(),
     "report": set(),
+    "console": {"report"},
+    "page": {"report"},
     "state": {"losses", "images"},
     "step": {"state", "losses", "images"},
     "checkpoint": {"state"},
     "config": {"models", "losses", "metrics", "optim", "data"},
+    "flags": {"config", "mesh"},
     "build": {
         *("config", "state", "step", "mesh", "data", "models"),
         *("images", "losses", "metrics", "optim"),

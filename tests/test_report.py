@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from p2p_jax import console as consoles
+from p2p_jax import page as pages
 from p2p_jax import report
 
 ROWS = [("config", "[bold]odd[/bold] :smile:"), ("workdir", "a\udcff\x1b[31m")]
@@ -258,7 +260,7 @@ def test_without_a_terminal_the_lines_are_plain_and_unwrapped(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     out = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", out)
-    _use(report.Console())
+    _use(consoles.Console())
     out.flush()
     line = "disc 0.6932  12.35 images/s  data wait 3%  1:02:05 left"
     assert out.buffer.getvalue().decode().splitlines() == [
@@ -292,7 +294,7 @@ def _on_a_terminal(monkeypatch, width, use):
     thread.start()
     with open(writer, "w", encoding="utf-8") as out:
         monkeypatch.setattr(sys, "stdout", out)
-        use(report.Console())
+        use(consoles.Console())
         monkeypatch.undo()
     thread.join()
     os.close(reader)
@@ -313,10 +315,10 @@ def test_a_tick_moves_the_bar_but_not_at_every_call(monkeypatch):
     def use(console):
         console.tick(1)  # no bar yet
         console.progress(2, 10**6, {"loss/disc": 1.0}, 1.0, 0.0, None)
-        monkeypatch.setattr(report, "_REFRESH_SECONDS", 1e9)
+        monkeypatch.setattr(consoles, "_REFRESH_SECONDS", 1e9)
         for step in range(100, 200):
             console.tick(step)
-        monkeypatch.setattr(report, "_REFRESH_SECONDS", 0.0)
+        monkeypatch.setattr(consoles, "_REFRESH_SECONDS", 0.0)
         console.tick(333)
         console.close()
 
@@ -351,7 +353,7 @@ class _Reader(html.parser.HTMLParser):
 def test_the_page_links_its_pictures_and_survives_any_name(tmp_path):
     names = ["plain", "a b#1?%41", '"><script>alert(1)</script>', "ünï&amp;", "sub/x", "\udcff"]
     rows = [{"name": name, "l1": 0.5, "psnr": float("nan")} for name in names]
-    report.write_eval_page(
+    pages.write_eval_page(
         tmp_path,
         title="<b>val</b> $x",
         metrics={"l1": 0.5, "psnr": 20.0},

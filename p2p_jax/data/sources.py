@@ -151,7 +151,7 @@ class SyntheticSource:
 
 def check_synthetic(options: DataOptions) -> list[str]:
     """Problems of the options for synthetic pairs."""
-    problems = _check_direction(options)
+    problems = _check_common(options)
     if min(options.crop_size) < synthetic.MIN_SIZE:
         problems.append(
             f"data.crop_size: {options.crop_size} is too small for synthetic pairs; both sides "
@@ -218,7 +218,7 @@ def images_in(folder: Path) -> tuple[list[str], list[str]]:
 
 def check_folder(options: DataOptions) -> list[str]:
     """Problems that a look at the folder shows; no image is opened."""
-    problems = _check_direction(options)
+    problems = _check_common(options)
     path = Path(options.path).expanduser()
     if not options.path:
         want = f"PATH/{options.train_split}/*.jpg, each with A on the left and B on the right"
@@ -258,10 +258,14 @@ def _check_splits(path: Path, options: DataOptions) -> list[str]:
                 f"data.eval_split: '{held}' holds no image; allowed are {', '.join(SUFFIXES)}; "
                 "fill it, or remove it to hold out a tenth of the training pairs"
             )
+    elif not options.hold_out:
+        problems.append(
+            f"eval.split: '{options.eval_split}' is no folder of '{path}'; {_found(path)}"
+        )
     elif len(images) == 1:
         problems.append(
-            f"data.path: '{train}' holds 1 image and there is no {held}; at least 2 are needed to "
-            "hold one out for evaluation; add images or an evaluation folder"
+            f"data.path: '{train}' holds 1 image and there is no evaluation split; at least 2 are "
+            "needed to hold one out; add images or an evaluation folder"
         )
     return problems
 
@@ -313,13 +317,19 @@ def open_folder(options: DataOptions, log: Callable[[str], None]) -> Splits:
     _raise_if(problems)
     train = sets[options.train_split]
     rows: Sequence[int] = range(len(train.stems))
+    held_name = options.eval_split
     if len(wanted) > 1:
         held, held_rows = sets[options.eval_split], range(len(sets[options.eval_split].stems))
     else:
-        held = train
+        held, held_name = train, f"{options.train_split} (held out)"
         rows, held_rows = seeded_split(train.stems, options.split_seed)
+        why = (
+            f"{path / options.eval_split} does not exist"
+            if options.eval_split
+            else ("data.eval_split is empty")
+        )
         notes.append(
-            f"{path / options.eval_split} does not exist: of {len(train.stems)} pairs "
+            f"{why}: of {len(train.stems)} pairs "
             f"{len(held_rows)} are held out for evaluation and {len(rows)} are trained on "
             f"(data.split_seed={options.split_seed})."
         )
@@ -327,7 +337,7 @@ def open_folder(options: DataOptions, log: Callable[[str], None]) -> Splits:
     held_rows = held_rows[: options.eval_examples or None]
     return Splits(
         FolderSource(options.train_split, train, rows, options.direction),
-        FolderSource(options.eval_split, held, held_rows, options.direction),
+        FolderSource(held_name, held, held_rows, options.direction),
         tuple(notes),
     )
 
@@ -363,10 +373,17 @@ def _oriented(a: np.ndarray, b: np.ndarray, direction: str) -> Pair:
     return Pair(a, b) if direction == "AtoB" else Pair(b, a)
 
 
-def _check_direction(options: DataOptions) -> list[str]:
-    if options.direction in ("AtoB", "BtoA"):
-        return []
-    return [f"data.direction: '{options.direction}' is not allowed; use 'AtoB' or 'BtoA'"]
+def _check_common(options: DataOptions) -> list[str]:
+    problems = []
+    if options.direction not in ("AtoB", "BtoA"):
+        problems.append(
+            f"data.direction: '{options.direction}' is not allowed; use 'AtoB' or 'BtoA'"
+        )
+    for key in ("max_examples", "eval_examples"):
+        count = getattr(options, key)
+        if count < 0:
+            problems.append(f"data.{key}: {count} is negative; use a count, or 0 for all")
+    return problems
 
 
 def _raise_if(problems: list[str]) -> None:
