@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -99,39 +99,42 @@ class Experiment:
     def summary(self) -> list[tuple[str, str]]:
         """What will run, in rows of a name and a text, for the start."""
         shapes = self.abstract_state()
-        gan, train = self.gan, self.train
-        disc: Any = gan.discriminator
-        size = gan.augment.crop_size
-        patches = "x".join(str(disc.output_size(s)) for s in size)
+        train, augment, config = self.train, self.gan.augment, self.config
         devices = self.mesh.devices.ravel()
-        config = self.config
-        generator = config["model"]["generator"]["name"]
-        policy: Policy = getattr(gan.generator, "policy")  # noqa: B009 (linen modules are untyped)
+        networks: Any = (self.gan.generator, self.gan.discriminator)
+        disc = networks[1]
+        patches = _by(disc.output_size(size) for size in augment.crop_size)
+        names = [config["model"][net]["name"] for net in ("generator", "discriminator")]
         data = config["data"]
-        of = f" of {data['path']}" if data["path"] else ""
-        h, w = self.train_source.size
+        where = data["name"] or data["path"] or "built in"
+        images = f"{_by(self.train_source.size)}, resized to {_by(augment.load_size)}"
+        images += f", cropped to {_by(augment.crop_size)}" + ", mirrored" * augment.flip
+        epochs = train.steps * train.batch_size / len(self.train_source)
         return [
             ("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"),
-            ("precision", f"{config['train']['precision']}, {policy.form} convolutions"),
-            ("generator", f"{generator}, {count(shapes.gen.params):,} parameters"),
+            (
+                "precision",
+                f"{config['train']['precision']}, {networks[0].policy.form} convolutions",
+            ),
+            ("generator", f"{names[0]}, {count(shapes.gen.params):,} parameters"),
             (
                 "discriminator",
-                f"{config['model']['discriminator']['name']}, {count(shapes.disc.params):,} "
-                f"parameters, {patches} patches of {disc.receptive_field}x{disc.receptive_field}",
+                f"{names[1]}, {count(shapes.disc.params):,} parameters; {patches} patches of "
+                f"{_by([disc.receptive_field] * 2)} pixels",
             ),
+            ("data", f"{data['source']} ({where}), {data['direction']}"),
             (
-                "data",
-                f"{data['source']}{of}, {data['direction']}: {len(self.train_source)} pairs to "
-                f"train, {len(self.eval_source)} to evaluate ({self.eval.split})",
+                "pairs",
+                f"{len(self.train_source)} to train on, {len(self.eval_source)} to evaluate "
+                f"({self.eval.split})",
             ),
-            ("images", f"{h}x{w} -> {'x'.join(map(str, gan.augment.load_size))} -> crop "
-                       f"{'x'.join(map(str, size))}" + (", mirrored" if gan.augment.flip else "")),
-            (
-                "steps",
-                f"{train.steps:,} of batch {train.batch_size} "
-                f"({train.steps * train.batch_size / len(self.train_source):.1f} epochs)",
-            ),
-        ]  # fmt: skip
+            ("images", images),
+            ("steps", f"{train.steps:,} of batch {train.batch_size}: {epochs:.3g} epochs"),
+        ]
+
+
+def _by(sizes: Iterable[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def build(config: Config, log: Callable[[str], None]) -> Experiment:

@@ -104,7 +104,6 @@ def base() -> Config:
     t.save_every = 1000
     t.keep = 2  # latest checkpoints kept
     t.best = "l1"  # the metric whose best checkpoint is kept as well
-    t.on_nan = "stop"  # what a loss that is not finite does
 
     c.eval = e = ConfigDict()
     e.batch_size = 0  # 0 is one image a device
@@ -246,7 +245,6 @@ def _choices(flat: dict[str, Any]) -> Iterator[str]:
         "train.precision": PRECISIONS,
         "train.conv_form": ("auto", "plain", "polyphase"),
         "train.best": METRICS,
-        "train.on_nan": ("stop",),
         "eval.norm_stats": ("batch", "running"),
     }
     for key, names in allowed.items():

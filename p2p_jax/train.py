@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -24,7 +25,7 @@ from p2p_jax.report import MetricsLog
 from p2p_jax.state import TrainState, init
 from p2p_jax.step import make_train_step
 
-DONE, STOPPED = 0, 75
+DONE, STOPPED, LEFT = 0, 75, 130
 
 
 class NotFinite(Exception):
@@ -51,9 +52,13 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
+        # Straight to the file descriptor: a handler may interrupt any print.
         if self.name and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.name = self.name or signal.Signals(number).name
+            os.write(2, b"\nleft at once; nothing since the newest checkpoint is saved\n")
+            os._exit(LEFT)  # threads that save or decode would hold up an ordinary exit
+        if not self.name:
+            self.name = signal.Signals(number).name
+            os.write(2, b"\nstopping after the work under way; once more leaves at once\n")
 
 
 class Losses:
@@ -150,6 +155,9 @@ class Trainer:
 
     def _run(self, stop: Stop) -> int:
         step_fn, state, meta = self._start()
+        if step_fn is None:
+            self.console.note(f"all {self.options.steps} steps are done; train.steps adds more")
+            return self._finish(state)
         step = int(state.step)
         self.best = meta.get("best")
         self.losses = Losses(self.experiment.gan.metric_names, meta.get("losses", {}))
@@ -157,9 +165,6 @@ class Trainer:
         if not meta:
             self._evaluate(state, last=False)
             self._sample(state)
-        if step >= self.options.steps:
-            self.console.note(f"all {self.options.steps} steps are done; train.steps adds more")
-            return self._finish(state)
         self._begun, self._marked, self._waited = (time.monotonic(), step), step, 0.0
         self._mark = time.monotonic()
         self.console.progress(step, self.options.steps, {}, math.nan, math.nan, None)
@@ -177,12 +182,17 @@ class Trainer:
         return self._finish(state)
 
     def _start(self) -> tuple[Any, TrainState, dict[str, Any]]:
-        """Compiles the step, and meanwhile restores the newest checkpoint or draws a state."""
+        """Restores the newest checkpoint or draws a state, and compiles the step meanwhile.
+
+        Returns:
+          The compiled step, or None where all steps are done; the state; what was saved with it.
+        """
         experiment, options = self.experiment, self.options
         abstract = experiment.abstract_state()
         begun = time.monotonic()
         with ThreadPoolExecutor(1) as pool:
-            compiling = pool.submit(self._compile, abstract)
+            to_do = (checkpoint.latest(self.manager) or 0) < options.steps
+            compiling = pool.submit(self._compile, abstract) if to_do else None
             like = checkpoint.split(abstract)
             restored = checkpoint.restore(self.manager, like, self.console.warn, set_aside=True)
             if restored is None:
@@ -190,7 +200,9 @@ class Trainer:
             else:
                 meta, state = restored.meta, checkpoint.join(**restored.items)
                 self.console.note(f"resumed at step {restored.step} of {options.steps}")
-            step_fn = compiling.result()
+            if restored and restored.step >= options.steps:
+                return None, state, meta
+            step_fn = compiling.result() if compiling else self._compile(abstract)
         self.console.note(f"compiled in {time.monotonic() - begun:.0f} s")
         return step_fn, state, meta
 

@@ -1,8 +1,6 @@
 """Pairs of images: where they come from, and how they reach the training step."""
 
-from p2p_jax.data.pipeline import Feed, HostCache, eval_batches, order
-from p2p_jax.data.sources import (
-    SOURCES,
+from p2p_jax.data.pairs import (
     Batch,
     DataError,
     DataOptions,
@@ -11,6 +9,8 @@ from p2p_jax.data.sources import (
     Source,
     Splits,
 )
+from p2p_jax.data.pipeline import Feed, HostCache, eval_batches, order
+from p2p_jax.data.sources import SOURCES
 
 __all__ = [
     "SOURCES",

@@ -26,8 +26,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from p2p_jax.data.decoding import decode, inspect
-from p2p_jax.data.sources import DataError, images_in
+from p2p_jax.data.pairs import DataError
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LAYOUT = 1  # of a prepared set; part of its folder's name
 # TFDS sorts a split in memory up to 1000 MB and needs TensorFlow beyond, so larger sets are written
 # as several TFDS splits and read back as their sum.
@@ -39,6 +40,18 @@ _THREADS = min(os.cpu_count() or 1, 16)
 Log = Callable[[str], None]
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def images_in(folder: Path) -> tuple[list[str], list[str]]:
+    """Sorted names of the images in `folder`, and of the other visible files."""
+    images, others = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.is_dir():
+                continue
+            known = entry.name.lower().endswith(SUFFIXES)
+            (images if known else others).append(entry.name)
+    return sorted(images), sorted(others)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from p2p_jax.data.sources import Batch, Pair, PairSource
+from p2p_jax.data.pairs import Batch, Pair, PairSource
 
 _TASKS_PER_THREAD = 4  # small enough to even out, large enough to cost nothing
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p2p_jax.data import SOURCES, DataError, DataOptions, builders, sources
+from p2p_jax.data import SOURCES, DataError, DataOptions, builders
+from p2p_jax.data import folder as folders
 
 ROOT = Path(__file__).resolve().parents[2]
 FACADES = ROOT.parent / "shared" / "data" / "facades"
@@ -127,8 +128,8 @@ def test_a_changed_file_is_noticed(folder, tmp_path, monkeypatch):
     assert new.fingerprint != old.fingerprint and len(sets(tmp_path / "cache")) == 3
     assert (new[1].source == pixels(77)[:, :8]).all()
     assert (old[1].source == pixels(1)[:, :8]).all()  # still readable
-    (folder / "train" / "p1.BMP").rename(folder / "train" / "renamed.BMP")
-    assert FOLDER.open(options(folder, tmp_path / "cache"), print).train.names[-1] == "renamed"
+    (folder / "train" / "p5.BMP").rename(folder / "train" / "p6.BMP")  # same bytes, same order
+    assert FOLDER.open(options(folder, tmp_path / "cache"), print).train.names[-1] == "p6"
 
 
 def test_a_copied_folder_is_not_prepared_again(folder, tmp_path, monkeypatch):
@@ -177,9 +178,9 @@ def test_a_damaged_copy_is_named(folder, tmp_path):
 
 def test_the_cache_folder_by_default(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert sources.prepared_dir(options("x", "")) == tmp_path / "p2p_jax"
+    assert folders.prepared_dir(options("x", "")) == tmp_path / "p2p_jax"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert sources.prepared_dir(options("x", "")) == Path.home() / ".cache" / "p2p_jax"
+    assert folders.prepared_dir(options("x", "")) == Path.home() / ".cache" / "p2p_jax"
 
 
 def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path):
@@ -221,23 +222,33 @@ def test_a_missing_evaluation_split_is_held_out_and_told(folder, tmp_path):
             assert (source[i].source == pixels(int(name[1:]))[:, :8]).all()
 
 
+def test_an_empty_evaluation_split_holds_out_too(folder, tmp_path):
+    _, held, notes = FOLDER.open(options(folder, tmp_path / "cache", eval_split=""), print)
+    assert len(held) == 1 and notes[0].startswith("data.eval_split is empty: of 6 pairs")
+
+
+def test_the_training_split_may_be_evaluated(folder, tmp_path):
+    train, held, _ = FOLDER.open(options(folder, tmp_path / "cache", eval_split="train"), print)
+    assert train.names == held.names and len(sets(tmp_path / "cache")) == 1
+
+
 def test_the_held_out_pairs_stay_when_files_are_added():
     names = [f"image{i}" for i in range(300)]
-    train, held = sources.seeded_split(names, 0)
+    train, held = folders.seeded_split(names, 0)
     assert sorted(train + held) == list(range(300)) and 15 <= len(held) <= 50
     more = sorted([*names, *(f"another{i}" for i in range(100))])
-    _, more_held = sources.seeded_split(more, 0)
+    _, more_held = folders.seeded_split(more, 0)
     assert {names[i] for i in held} == {more[i] for i in more_held} & set(names)
-    assert sources.seeded_split(names, 1)[1] != held
+    assert folders.seeded_split(names, 1)[1] != held
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_both_sides_of_a_small_split_have_one(seed):
     for count in (2, 3, 5):
-        train, held = sources.seeded_split([f"n{i}" for i in range(count)], seed)
+        train, held = folders.seeded_split([f"n{i}" for i in range(count)], seed)
         assert train and held
     with pytest.raises(DataError, match="at least 2"):
-        sources.seeded_split(["one"], seed)
+        folders.seeded_split(["one"], seed)
 
 
 def test_other_files_are_told_and_hidden_ones_ignored(folder, tmp_path):
@@ -260,7 +271,10 @@ def test_other_files_are_told_and_hidden_ones_ignored(folder, tmp_path):
         (lambda p: options(p / "data/train/p0.png", p / "c"), r"is a file.*try .*train"),
         (lambda p: options(p / "data/train", p / "c"), r"found 6 images directly in it; move"),
         (lambda p: options(p / "data", p / "c", train_split="tr"), r"found images in train, val"),
-        (lambda p: options(p / "data", p / "c", direction="ab"), r"^data.direction: 'ab'.*'AtoB'"),
+        (
+            lambda p: options(p / "data", p / "c", eval_split="text", hold_out=False),
+            r"^eval.split: 'text' is no folder of .*data'; found images in train, val",
+        ),
         (lambda p: options(p / "data", p / "data/c"), r"^data.prepared_dir: .*inside data.path"),
     ],
 )  # fmt: skip
@@ -269,7 +283,7 @@ def test_a_wrong_path_is_explained(folder, tmp_path, make, wanted):
     (problem,) = FOLDER.check(bad)
     with pytest.raises(DataError, match=wanted):
         FOLDER.open(bad, unused)
-    assert problem.startswith("data.")
+    assert problem.startswith(("data.", "eval."))
     assert FOLDER.check(options(folder, tmp_path / "c")) == []
 
 
