@@ -301,6 +301,8 @@ def _ranges(flat: dict[str, Any]) -> Iterator[str]:
         yield f"train.epochs: {flat['train.epochs']!r} must be above 0, or set train.steps"
     if not any(flat[f"loss.{name}"] for name in ("gan", *RECONSTRUCTION)):
         yield "loss: all weights of the generator are 0; set loss.gan or loss.l1"
+    if flat["eval.ema"] and not flat["train.ema_decay"]:
+        yield "eval.ema: True needs train.ema_decay above 0, for example 0.999"
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{key}: {value!r} must be finite"

@@ -16,13 +16,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from p2p_jax import evaluate, report, train
+from p2p_jax import evaluate, train
 from p2p_jax.build import build
 from p2p_jax.checkpoint import CheckpointError
 from p2p_jax.config import ConfigError, field_changes
 from p2p_jax.console import Console
 from p2p_jax.data import DataError
 from p2p_jax.flags import Command, parse, saved_config
+from p2p_jax.process import Busy
 
 BAD_INPUT = 2
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return BAD_INPUT
-    except (CheckpointError, train.NotFinite) as error:
+    except (CheckpointError, train.NotFinite, Busy) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -83,19 +84,7 @@ def _run(command: Command, changes: dict[str, list]) -> int:
     if command.mode == "eval":
         evaluate.run(experiment, command.workdir, console)
         return 0
-    report.write_json(command.workdir / "config.json", experiment.config)
-    data = {
-        "train": {"examples": len(experiment.train_source)},
-        experiment.eval.split: {"examples": len(experiment.eval_source)},
-        "fingerprints": [
-            experiment.train_source.fingerprint,
-            experiment.eval_source.fingerprint,
-        ],
-    }
-    report.write_run(
-        command.workdir, {**report.environment(), "data": data, "config_changes": changes}
-    )
-    return train.train(experiment, command.workdir, console)
+    return train.train(experiment, command.workdir, console, changes)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -21,44 +17,16 @@ from p2p_jax.build import Experiment, TrainOptions
 from p2p_jax.console import Console
 from p2p_jax.data import Batch, Feed
 from p2p_jax.evaluate import Evaluator
+from p2p_jax.process import Stop, alone_in
 from p2p_jax.report import MetricsLog
 from p2p_jax.state import TrainState, init
 from p2p_jax.step import make_train_step
 
-DONE, STOPPED, LEFT = 0, 75, 130
+DONE, STOPPED = 0, 75
 
 
 class NotFinite(Exception):
     """A loss is NaN or infinite."""
-
-
-class Stop:
-    """Turns the first SIGINT, SIGTERM or SIGUSR1 into a flag; a second SIGINT leaves at once."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.name = ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        # Straight to the file descriptor: a handler may interrupt any print.
-        if self.name and number == signal.SIGINT:
-            os.write(2, b"\nleft at once; nothing since the newest checkpoint is saved\n")
-            os._exit(LEFT)  # threads that save or decode would hold up an ordinary exit
-        if not self.name:
-            self.name = signal.Signals(number).name
-            os.write(2, b"\nstopping after the work under way; once more leaves at once\n")
 
 
 class Losses:
@@ -139,13 +107,7 @@ class Trainer:
         self.best: float | None = None
 
     def run(self) -> int:
-        """Trains to the end or until a signal; returns the exit code.
-
-        Raises:
-          CheckpointError: there are checkpoints, but none is sound.
-          DataError: an example cannot be read.
-          NotFinite: a loss is NaN or infinite.
-        """
+        """Trains to the end or until a signal; see `train`."""
         with Stop() as stop:
             try:
                 return self._run(stop)
@@ -327,10 +289,35 @@ def _on_cpu() -> bool:
     return jax.devices()[0].platform == "cpu"
 
 
-def train(experiment: Experiment, workdir: Path, console: Console) -> int:
+def train(
+    experiment: Experiment, workdir: Path, console: Console, changes: dict[str, list[Any]]
+) -> int:
     """Trains `experiment` in `workdir`, going on where its newest checkpoint stands.
+
+    Args:
+      experiment: what to train.
+      workdir: the run's folder, made if missing.
+      console: what the user sees.
+      changes: keys of the config that differ from the run so far, for the record.
 
     Returns:
       0 when all steps are done, 75 when a signal stopped the run with everything saved.
+
+    Raises:
+      Busy: another process trains in this workdir.
+      CheckpointError: there are checkpoints, but none is sound.
+      DataError: an example cannot be read.
+      NotFinite: a loss is NaN or infinite.
     """
-    return Trainer(experiment, workdir, console).run()
+    with alone_in(workdir):
+        report.write_json(workdir / "config.json", experiment.config)
+        data = {
+            split: {"examples": len(source), "fingerprint": source.fingerprint}
+            for split, source in (
+                ("train", experiment.train_source),
+                (f"eval ({experiment.eval.split})", experiment.eval_source),
+            )
+        }
+        entry = {**report.environment(), "data": data, "config_changes": changes}
+        report.write_run(workdir, entry)
+        return Trainer(experiment, workdir, console).run()

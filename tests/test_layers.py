@@ -36,6 +36,7 @@ LAYERS: dict[str, set[str] | object] = {
     "data.pipeline": {"data.pairs"},
     "data": {"data.sources", "data.pairs", "data.pipeline"},
     "mesh": set(),
+    "process": set(),
     "report": set(),
     "console": {"report"},
     "page": {"report"},
