@@ -213,16 +213,20 @@ def data_options(config: Config) -> DataOptions:
     )
 
 
-def validate(config: Config) -> list[str]:
+def validate(config: Config, training: bool = True) -> list[str]:
     """All that is wrong with a config: each problem with its key, value and what is allowed.
 
     Reads no data and compiles nothing; it counts the devices, and looks whether folders exist.
+
+    Args:
+      config: with every key of `base`, in its types.
+      training: False leaves out what only training needs.
     """
     flat = flatten(config)
     problems = [*_choices(flat), *_ranges(flat)]
     if problems:  # the checks below take names and numbers for granted
         return problems + (_data(config) if config.data.source in SOURCES else [])
-    return [*_sizes(config), *_batch(flat), *_data(config)]
+    return [*_sizes(config), *_batch(flat, training), *_data(config)]
 
 
 def _data(config: Config) -> list[str]:
@@ -360,14 +364,14 @@ def _depth(crop: tuple[int, int]) -> int:
     return min((size & -size).bit_length() - 1 for size in crop)
 
 
-def _batch(flat: dict[str, Any]) -> Iterator[str]:
+def _batch(flat: dict[str, Any], training: bool) -> Iterator[str]:
     """The batch must divide over the devices, and groups must not straddle them."""
     there = jax.device_count()
     devices = flat["mesh.devices"] or there
     if devices > there:
         yield f"mesh.devices: {devices} is more than the {there} that are there"
         return
-    for key in ("train.batch_size", "eval.batch_size"):
+    for key in ("eval.batch_size", *["train.batch_size"] * training):
         size = flat[key]
         if size % devices:
             fits = [n for n in range(1, min(size, there) + 1) if size % n == 0]
@@ -377,7 +381,7 @@ def _batch(flat: dict[str, Any]) -> Iterator[str]:
                 f"{' or '.join(map(str, fits))}"
             )
     share = flat["train.batch_size"] // devices
-    for net in ("generator", "discriminator"):
+    for net in ("generator", "discriminator") if training else ():
         group = flat[f"model.{net}.norm_group"]
         if group and flat["train.batch_size"] % devices == 0 and share % group:
             fits = [n for n in range(1, share + 1) if share % n == 0]

@@ -58,7 +58,7 @@ def parse(argv: Sequence[str]) -> Command:
     loaded = config if flags.get("config") or mode == "eval" else None
     if loaded is not None:
         mesh.use_precision(loaded.train.precision)
-        problems += validate(loaded)
+        problems += validate(loaded, training=mode != "eval")
     if problems:
         raise ConfigError(problems)
     return Command(mode, workdir, config, "allow_config_change" in flags)
@@ -160,18 +160,11 @@ def saved_config(workdir: Path) -> Config:
 
 
 def _checked(values: dict[str, Any], where: str) -> Config:
-    """Nested values as a config with every key of `base` and no other, in its types."""
-    flat = flatten(ConfigDict(values))
-    known = flatten(base())
-    problems = [f"{where}: {key} is missing" for key in known if key not in flat]
-    config = base()
+    """Nested values as a config: keys that an older version did not have get their defaults."""
     try:
-        config = merge(config, flat)
+        return merge(base(), flatten(ConfigDict(values)))
     except ConfigError as error:
-        problems += [f"{where}: {problem}" for problem in error.problems]
-    if problems:
-        raise ConfigError(problems)
-    return config
+        raise ConfigError([f"{where}: {problem}" for problem in error.problems]) from error
 
 
 def _override(config: Config, overrides: dict[str, str]) -> tuple[Config, list[str]]:
