@@ -1,6 +1,6 @@
 """Labels to photos of facades, as in the paper: U-Net 256, 70x70 PatchGAN, batch 1, 200 epochs.
 
-    python -m p2p_jax.main --config=configs/facades.py --config.data.path=FOLDER --workdir=runs/facades
+    python -m p2p_jax.main --config=configs/facades.py --workdir=DIR --config.data.path=FOLDER
 
 FOLDER holds `train/` and `val/` with side-by-side images, photo left and labels right.
 """

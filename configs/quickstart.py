@@ -1,6 +1,14 @@
 """Labelled boxes to shaded facades: built-in pairs, a small U-Net, minutes on a laptop CPU.
 
-python -m p2p_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m p2p_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Needs nothing: the pairs are drawn by a program. About three minutes of training on two cores of an
+AMD EPYC (45 images/s; Python 3.11, jax 0.10.2) reached, on the 64 evaluation pairs,
+
+                step 0   step 500   step 2000   best constant image
+    eval/l1     0.209    0.083      0.063       0.172
+    eval/psnr   12.1     17.9       19.7        13.2
+    eval/ssim   0.05     0.65       0.77        0.15
 """
 
 from p2p_jax.config import base

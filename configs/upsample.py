@@ -1,6 +1,6 @@
 """Labels to photos with seven levels of upsampling and convolution and six skips.
 
-    python -m p2p_jax.main --config=configs/upsample.py --config.data.path=FOLDER --workdir=runs/upsample
+    python -m p2p_jax.main --config=configs/upsample.py --workdir=DIR --config.data.path=FOLDER
 
 FOLDER holds `train/` and `val/` with side-by-side images, photo left and labels right.
 """
