@@ -190,6 +190,7 @@ def write(
         title=f"{options.split} at step {step}",
         metrics=result.means,
         baseline=evaluator.baseline,
+        baseline_name=BASELINE,
         rows=result.examples,
     )
     return result

@@ -34,7 +34,7 @@ figcaption { margin-top: .3rem; overflow-wrap: anywhere; }
 figcaption span { opacity: .7; margin-left: 1rem; font-variant-numeric: tabular-nums; }
 </style>
 <h1>$title</h1>
-<table><thead><tr><th></th><th>model</th><th>baseline</th></tr></thead>
+<table><thead><tr><th></th><th>model</th><th>$beside</th></tr></thead>
 <tbody>$table</tbody></table>
 <p><label>Sort by <select id="key">$options</select></label>
 <label><input type="checkbox" id="down"> descending</label></p>
@@ -88,6 +88,7 @@ def write_eval_page(
     title: str,
     metrics: Mapping[str, float],
     baseline: Mapping[str, float],
+    baseline_name: str,
     rows: Sequence[Mapping[str, Any]],
 ) -> None:
     """Writes ``index.html`` over the pictures in ``source/``, ``images/`` and ``target/``.
@@ -97,6 +98,7 @@ def write_eval_page(
         title: heading of the page.
         metrics: means over the split, by name.
         baseline: the same of the trivial answer; a missing one is shown as ``-``.
+        baseline_name: what the trivial answer is.
         rows: one an example: ``name`` (the NAME of its pictures), and its metrics by name.
     """
     table = "".join(
@@ -108,6 +110,7 @@ def write_eval_page(
     page = _PAGE.substitute(
         title=html.escape(title),
         table=table,
+        beside=html.escape(baseline_name),
         options="".join(f"<option>{html.escape(key)}</option>" for key in keys),
         figures="".join(_figure(row) for row in rows),
     )

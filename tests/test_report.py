@@ -358,6 +358,7 @@ def test_the_page_links_its_pictures_and_survives_any_name(tmp_path):
         title="<b>val</b> $x",
         metrics={"l1": 0.5, "psnr": 20.0},
         baseline={"l1": 0.75},
+        baseline_name="best <constant>",
         rows=rows,
     )
     text = (tmp_path / "index.html").read_text()
