@@ -99,7 +99,11 @@ def save(
     Raises:
       CheckpointError: a checkpoint of this or a later step exists.
     """
-    step = int(state.step)
+    step, newest = int(state.step), latest(manager)
+    if newest is not None and step <= newest:  # Orbax would silently do nothing
+        raise CheckpointError(
+            f"step {step} cannot be saved: {manager.directory} already holds step {newest}"
+        )
     # On CPU a host copy may be the device's own memory, which donation overwrites.
     parts = jax.tree.map(jnp.copy, split(state))
     meta = {
@@ -107,7 +111,7 @@ def save(
         "fingerprints": {name: fingerprint(part) for name, part in parts.items()},
         **meta,
     }
-    saved = manager.save(
+    manager.save(
         step,
         metrics=dict(metrics) if metrics else None,
         force=True,
@@ -116,8 +120,6 @@ def save(
             **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
         ),
     )
-    if not saved:
-        raise CheckpointError(f"step {step} was not saved: {manager.directory} holds a later one")
 
 
 def latest(manager: ocp.CheckpointManager) -> int | None:

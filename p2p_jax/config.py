@@ -139,20 +139,21 @@ def unknown_key(key: str, known: Collection[str]) -> str:
 def coerce(key: str, value: Any, like: Any) -> Any:
     """A value as the type that `base` has for the key.
 
-    Integers become floats, lists become tuples, and one number stands for both sides of a size.
+    Integers become floats, lists become tuples, and one number stands for both sides of a size or
+    for a tuple of one.
 
     Raises:
       ConfigError: it is of another type.
     """
     kind = type(like)
     if kind is tuple:
-        if isinstance(value, int) and len(like) == 2 and not isinstance(value, bool):
-            return (value, value)
+        if type(value) is int and (not like or type(like[0]) is int):
+            return (value, value) if len(like) == 2 else (value,)
         if isinstance(value, list | tuple):
             element = type(like[0]) if like else int
             if all(type(v) is element for v in value):
                 return tuple(value)
-            raise ConfigError([f"{key}: {value!r} must hold {_KINDS[element]}s only"])
+            raise ConfigError([f"{key}: {value!r} must hold {_MANY[element]} only"])
     elif kind is float and type(value) is int:
         return float(value)
     elif type(value) is kind:
@@ -160,6 +161,7 @@ def coerce(key: str, value: Any, like: Any) -> Any:
     raise ConfigError([f"{key}: {value!r} is not {_KINDS[kind]}; the default is {like!r}"])
 
 
+_MANY = {int: "whole numbers", str: "words"}
 _KINDS = {
     bool: "True or False",
     int: "a whole number",

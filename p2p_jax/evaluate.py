@@ -13,6 +13,7 @@ import numpy as np
 
 from p2p_jax import checkpoint, mesh, page, report
 from p2p_jax.build import Experiment
+from p2p_jax.config import ConfigError
 from p2p_jax.console import Console
 from p2p_jax.data import Pair, PairSource, eval_batches
 from p2p_jax.metrics import METRICS
@@ -205,13 +206,14 @@ def run(experiment: Experiment, workdir: Path, console: Console) -> None:
     """Restores the newest sound checkpoint's generator, evaluates it and writes the pictures.
 
     Raises:
-      CheckpointError: there is no checkpoint that can be restored.
+      CheckpointError: there are checkpoints, but none is sound.
+      ConfigError: there is no checkpoint yet.
     """
     manager = checkpoint.open_reader(workdir)
     like = {"gen": checkpoint.split(experiment.abstract_state())["gen"]}
     restored = manager and checkpoint.restore(manager, like, console.warn)
     if restored is None:
-        raise checkpoint.CheckpointError(f"{workdir} holds no checkpoint yet; train first")
+        raise ConfigError([f"--workdir: {workdir} holds no checkpoint yet; train first"])
     console.header([("workdir", str(workdir)), ("checkpoint", f"step {restored.step}")])
     evaluator = Evaluator(experiment)
     result = write(workdir, experiment, evaluator, restored.step, restored.items["gen"])

@@ -51,14 +51,13 @@ def parse(argv: Sequence[str]) -> Command:
     if not flags.get("workdir"):
         problems.append("--workdir: needed, the folder of the run, as in --workdir=runs/facades")
     workdir = Path(flags.get("workdir", ""))
-    config, found = _load(mode, flags, workdir)
+    loaded, found = _load(mode, flags, workdir)
     problems += found
-    config, found = _override(config or base(), overrides)
+    config, found = _override(loaded or base(), overrides)
     problems += found
-    loaded = config if flags.get("config") or mode == "eval" else None
-    if loaded is not None:
-        mesh.use_precision(loaded.train.precision)
-        problems += validate(loaded, training=mode != "eval")
+    if loaded is not None:  # the defaults alone are nothing to complain about
+        mesh.use_precision(config.train.precision)
+        problems += validate(config, training=mode != "eval")
     if problems:
         raise ConfigError(problems)
     return Command(mode, workdir, config, "allow_config_change" in flags)
@@ -156,6 +155,8 @@ def saved_config(workdir: Path) -> Config:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError([f"{path}: not JSON: {error}"]) from error
+    if not isinstance(values, dict):
+        raise ConfigError([f"{path}: not a JSON object of keys and values"])
     return _checked(values, str(path))
 
 
@@ -195,6 +196,4 @@ def read_value(text: str, like: Any) -> Any:
         value = ast.literal_eval(text or "()")
     except (ValueError, SyntaxError):
         return text
-    if isinstance(like, tuple) and not like and isinstance(value, int):
-        return (value,)
     return value

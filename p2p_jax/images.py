@@ -50,7 +50,8 @@ class Augment:
     def _one(self, key: Array, image: Array) -> Array:
         top, left, mirrored = self.draw(key)
         if image.shape[:2] == self.load_size:
-            image = jax.lax.dynamic_slice(image, (top, left, 0), (*self.crop_size, image.shape[2]))
+            corner = (top, left, jnp.int32(0))
+            image = jax.lax.dynamic_slice(image, corner, (*self.crop_size, image.shape[2]))
         else:
             # Resizing and cropping in one: bilinear sampling of the crop's pixels alone.
             scale = [s / n for s, n in zip(self.load_size, image.shape[:2], strict=True)]

@@ -136,19 +136,25 @@ class BatchNorm(nn.Module):
         y = y * scale.reshape(1, 1, 1, 1, c) + bias.reshape(1, 1, 1, 1, c)
         return y.reshape(x.shape).astype(x.dtype)
 
-    def _synchronised(self, value: Array) -> Array:
-        if self.group == 0 and self.axis is not None and not self.is_initializing():
-            return lax.pmean(value, self.axis)
-        return value
+    @property
+    def _across(self) -> str | None:
+        """The mesh axis that statistics are averaged over, where they are."""
+        return self.axis if self.group == 0 and not self.is_initializing() else None
 
     def _statistics(self, y: Array) -> tuple[Array, Array]:
-        mean = self._synchronised(y.mean((1, 2, 3), keepdims=True))
-        var = self._synchronised(jnp.square(y - mean).mean((1, 2, 3), keepdims=True))
-        return mean, var
+        across = self._across
+
+        def mean_of(value: Array) -> Array:
+            value = value.mean((1, 2, 3), keepdims=True)
+            return lax.pmean(value, across) if across else value
+
+        mean = mean_of(y)
+        return mean, mean_of(jnp.square(y - mean))
 
     def _update(self, mean_avg, var_avg, mean, var, y) -> None:
         """Moves the running statistics towards this batch's, averaged over its groups."""
-        count = y.shape[1] * y.shape[2] * y.shape[3]
+        across = self._across
+        count = y.shape[1] * y.shape[2] * y.shape[3] * (lax.axis_size(across) if across else 1)
         unbias = count / max(count - 1, 1)  # PyTorch stores the unbiased variance
         for avg, new in ((mean_avg, mean), (var_avg, var * unbias)):
             new = new.mean((0, 1, 2, 3)).astype(avg.value.dtype)

@@ -1,0 +1,339 @@
+"""Checkpoints: what is saved comes back to the bit, or not at all and by name."""
+
+from __future__ import annotations
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from running import (
+    CONFIG,
+    STEPS,
+    arrays,
+    assert_same_arrays,
+    checkpoints,
+    files,
+    finished,
+    train_to,
+)
+
+from p2p_jax import checkpoint
+from p2p_jax.checkpoint import CheckpointError
+from p2p_jax.mesh import make_mesh, replicated
+from p2p_jax.state import NetState, TrainState
+
+# When a restore fails, Orbax closes its event loop under the reads that are still under way.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def _state(step, ema=True, fill=None):
+    """Arrays of the kinds that a state has, different at each step, on all devices."""
+    draw = np.random.default_rng(step)
+
+    def array(*shape):
+        values = draw.standard_normal(shape).astype(np.float32)
+        return values if fill is None else np.full_like(values, fill)
+
+    def net():
+        params = {"conv": {"kernel": array(4, 4, 8, 8), "bias": array(8)}}
+        return NetState(params, {"mean": array(8)}, (array(4, 4, 8, 8), np.int32(step)))
+
+    key = jax.random.key(step, impl="threefry2x32")
+    state = TrainState(np.int32(step), net(), net(), {"k": array(3, 5)} if ema else {}, key)
+    return jax.device_put(state, replicated(make_mesh(0)))
+
+
+def _like(state):
+    return checkpoint.split(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    )
+
+
+def _bits(tree):
+    def bits(x):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return ("key", str(x.dtype), np.asarray(jax.random.key_data(x)).tobytes())
+        return (str(x.dtype), x.shape, np.asarray(x).tobytes())
+
+    return jax.tree.structure(tree), [bits(x) for x in jax.tree.leaves(tree)]
+
+
+def _open(workdir, keep=2, best="eval/l1", mode="min"):
+    return checkpoint.open_manager(workdir, keep, best, mode)
+
+
+def _save(workdir, steps, metrics=None, **options):
+    manager = _open(workdir, **options)
+    for step in steps:
+        checkpoint.save(manager, _state(step), {"at": step}, (metrics or {}).get(step))
+    checkpoint.close(manager)
+
+
+def _restore(workdir, warnings, set_aside=True):
+    manager = _open(workdir)
+    try:
+        return checkpoint.restore(manager, _like(_state(1)), warnings.append, set_aside)
+    finally:
+        checkpoint.close(manager)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_round_trip_to_the_bit(tmp_path, ema):
+    state = _state(7, ema)
+    # Values that a careless comparison or conversion would change.
+    odd = np.array([np.nan, -0.0, np.inf, 1e-45, 0, 1, 2, 3], np.float32)
+    state.gen.params["conv"]["bias"] = jax.device_put(odd, state.step.sharding)
+    manager = _open(tmp_path)
+    checkpoint.save(manager, state, {"best": 0.5, "losses": {"count": 3, "sums": [0.1]}}, None)
+    checkpoint.close(manager)
+    found = checkpoint.restore(_open(tmp_path), _like(state), pytest.fail)
+    assert found.step == 7
+    assert _bits(checkpoint.join(**found.items)) == _bits(state)
+    assert found.meta["best"] == 0.5 and found.meta["losses"] == {"count": 3, "sums": [0.1]}
+    restored = checkpoint.join(**found.items)
+    assert restored.step.sharding == state.step.sharding
+    assert (jax.random.bits(restored.key) == jax.random.bits(state.key)).all()
+
+
+def test_the_generator_alone(tmp_path):
+    _save(tmp_path, [3])
+    like = {"gen": _like(_state(3))["gen"]}
+    found = checkpoint.restore(checkpoint.open_reader(tmp_path), like, pytest.fail)
+    assert found.items.keys() == {"gen"}
+    assert _bits(found.items["gen"]) == _bits(checkpoint.split(_state(3))["gen"])
+
+
+def test_nothing_there_is_no_error(tmp_path):
+    assert checkpoint.open_reader(tmp_path) is None
+    assert _restore(tmp_path, []) is None
+
+
+def test_the_latest_are_kept_and_the_best(tmp_path):
+    values = {1: 0.5, 2: 0.1, 3: 0.3, 4: 0.2, 5: 0.4}
+    metrics = {step: {"eval/l1": value} for step, value in values.items()}
+    _save(tmp_path, [1, 2, 3], metrics)
+    assert checkpoints(tmp_path) == ["2", "3"]
+    _save(tmp_path, [4, 5, 6], metrics)  # a process that has to learn of the best from disk
+    assert checkpoints(tmp_path) == ["2", "5", "6"]
+    _save(tmp_path, [7], {7: {"eval/l1": 0.05}}, keep=3)
+    assert checkpoints(tmp_path) == ["5", "6", "7"]
+
+
+def test_the_best_may_be_the_largest(tmp_path):
+    metrics = {step: {"eval/psnr": value} for step, value in [(1, 9.0), (2, 20.0), (3, 11.0)]}
+    _save(tmp_path, [1, 2, 3, 4, 5], metrics, best="eval/psnr", mode="max")
+    assert checkpoints(tmp_path) == ["2", "4", "5"]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_what_is_not_a_number_is_never_the_best(tmp_path, mode):
+    metrics = {1: {"eval/l1": float("nan")}, 2: {"eval/l1": 0.5}, 3: {"eval/l1": float("nan")}}
+    _save(tmp_path, [1, 2, 3], metrics, mode=mode)
+    _save(tmp_path, [4, 5], {4: {"eval/l1": float("inf") if mode == "max" else -np.inf}}, mode=mode)
+    assert checkpoints(tmp_path) == ["2", "4", "5"]
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_step_that_is_not_the_next_is_refused(tmp_path, step):
+    _save(tmp_path, [5])
+    before, manager = files(tmp_path), _open(tmp_path)
+    with pytest.raises(CheckpointError, match=f"step {step} cannot be saved"):
+        checkpoint.save(manager, _state(step), {}, None)
+    checkpoint.close(manager)
+    assert files(tmp_path) == before
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def _data_files(folder):
+    """Files that hold arrays, without Orbax's notes on them."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.parent.name == "d")
+
+
+def _flip(path, place=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 0x10
+    path.write_bytes(data)
+
+
+def _assert_passed_over(workdir, step, sound):
+    """Restores `sound`, names `step`, and has it out of the way."""
+    warnings = []
+    found = _restore(workdir, warnings)
+    assert found.step == sound
+    assert _bits(checkpoint.join(**found.items)) == _bits(_state(sound))
+    assert any(f"checkpoint {step}: " in warning for warning in warnings)
+    assert any(f"checkpoint {step} was moved to {step}.damaged" in w for w in warnings)
+    names = checkpoints(workdir)
+    assert f"{step}.damaged" in names and str(step) not in names
+    _save(workdir, [step])  # the run comes by again
+    assert _restore(workdir, [], set_aside=False).step == step
+
+
+@pytest.mark.parametrize("item", ["gen", "train"])
+def test_a_flipped_bit_in_any_array_file_never_passes(tmp_path, item):
+    _save(tmp_path / "sound", [1, 2])
+    places = [p.relative_to(tmp_path / "sound") for p in
+              _data_files(tmp_path / "sound" / "checkpoints" / "2" / item)]  # fmt: skip
+    noticed = 0
+    for number, path in enumerate(places):
+        for place in (0.1, 0.5, 0.9):
+            copy = tmp_path / f"{number}-{place}"
+            shutil.copytree(tmp_path / "sound", copy)
+            _flip(copy / path, place)
+            found = _restore(copy, [])
+            # Either it is told apart, or (in a file that nothing refers to) nothing has changed.
+            assert _bits(checkpoint.join(**found.items)) == _bits(_state(found.step)), (path, place)
+            noticed += found.step == 1
+    assert noticed > 0
+
+
+def _largest(folder):
+    return max(_data_files(folder), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize("item", ["gen", "train"])
+def test_a_flipped_bit_is_named_and_set_aside(tmp_path, item):
+    _save(tmp_path, [1, 2])
+    _flip(_largest(tmp_path / "checkpoints" / "2" / item))
+    _assert_passed_over(tmp_path, 2, 1)
+
+
+def test_other_arrays_that_restore_well_are_told_by_their_fingerprints(tmp_path):
+    _save(tmp_path, [1, 2])
+    _save(tmp_path / "other", [3])
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "gen")
+    shutil.copytree(tmp_path / "other/checkpoints/3/gen", tmp_path / "checkpoints/2/gen")
+    shutil.rmtree(tmp_path / "other")
+    warnings = []
+    assert _restore(tmp_path, warnings).step == 1
+    assert "is not what was saved" in warnings[0]
+
+
+def test_one_bit_in_each_array_changes_its_fingerprint():
+    for value in (0.0, 1.0, -3.5e-20):
+        array = np.full((3, 5), value, np.float32)
+        whole = checkpoint.fingerprint([array])
+        for place in (0, 7, 14):
+            for bit in range(32):
+                changed = array.copy()
+                changed.view(np.uint32).reshape(-1)[place] ^= np.uint32(1) << np.uint32(bit)
+                assert checkpoint.fingerprint([changed]) != whole, (value, place, bit)
+    swapped = np.arange(6, dtype=np.float32)
+    assert checkpoint.fingerprint([swapped]) != checkpoint.fingerprint([swapped[::-1].copy()])
+
+
+@pytest.mark.parametrize("harm", ["truncated", "deleted", "no meta", "no item"])
+def test_what_cannot_be_read_is_passed_over(tmp_path, harm):
+    _save(tmp_path, [1, 2])
+    folder = tmp_path / "checkpoints" / "2"
+    if harm == "truncated":
+        largest = _largest(folder)
+        largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    elif harm == "deleted":
+        _largest(folder).unlink()
+    elif harm == "no meta":
+        shutil.rmtree(folder / "meta")
+    else:
+        shutil.rmtree(folder / "train")
+    _assert_passed_over(tmp_path, 2, 1)
+
+
+def test_set_aside_twice(tmp_path):
+    for _ in range(2):
+        _save(tmp_path, [2] if checkpoints_or_none(tmp_path) else [1, 2])
+        _flip(_largest(tmp_path / "checkpoints" / "2" / "gen"))
+        assert _restore(tmp_path, []).step == 1
+    assert checkpoints(tmp_path) == ["1", "2.damaged", "2.damaged-1"]
+
+
+def checkpoints_or_none(workdir):
+    return checkpoints(workdir) if (workdir / "checkpoints").exists() else []
+
+
+def test_none_sound_is_an_error_that_changes_nothing(tmp_path):
+    _save(tmp_path, [1, 2])
+    for step in ("1", "2"):
+        _flip(_largest(tmp_path / "checkpoints" / step / "gen"))
+    before = files(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is sound.*Nothing was changed"):
+        _restore(tmp_path, [])
+    assert files(tmp_path) == before
+
+
+def test_a_reader_changes_nothing(tmp_path):
+    _save(tmp_path, [1, 2])
+    _flip(_largest(tmp_path / "checkpoints" / "2" / "gen"))
+    before, warnings = files(tmp_path), []
+    like = {"gen": _like(_state(1))["gen"]}
+    found = checkpoint.restore(checkpoint.open_reader(tmp_path), like, warnings.append)
+    assert found.step == 1 and "checkpoint 2: " in warnings[0]
+    assert files(tmp_path) == before and checkpoints(tmp_path) == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_the_sound_one(tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished()[0], workdir)
+    _flip(_largest(workdir / "checkpoints" / str(STEPS) / "train"))
+    printed = train_to(workdir)
+    assert f"checkpoint {STEPS}: " in printed and f"{STEPS}.damaged" in printed
+    assert "resumed at step 10" in printed
+    assert checkpoints(workdir) == ["10", str(STEPS), f"{STEPS}.damaged"]
+    assert_same_arrays(arrays(finished()[0], STEPS), arrays(workdir, STEPS))
+
+
+# --- donation ------------------------------------------------------------------------------------
+
+
+def test_a_save_is_not_harmed_by_the_donation_that_follows(tmp_path):
+    state = _state(1)
+    before = _bits(state)
+
+    def spoil(x):
+        return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x * 0 - 7
+
+    spoiling = jax.jit(lambda state: jax.tree.map(spoil, state), donate_argnums=0)
+    spoiling(jax.tree.map(jnp.copy, state))  # compiled beforehand: no time may pass below
+    manager = _open(tmp_path)
+    checkpoint.save(manager, state, {}, None)
+    for _ in range(20):
+        state = spoiling(state)
+    jax.block_until_ready(state)
+    checkpoint.close(manager)
+    found = checkpoint.restore(_open(tmp_path), _like(_state(1)), pytest.fail)
+    assert _bits(checkpoint.join(**found.items)) == before
+
+
+@pytest.mark.slow
+def test_nor_by_the_real_step(tmp_path):
+    from p2p_jax.build import build
+    from p2p_jax.console import Console
+    from p2p_jax.flags import parse
+    from p2p_jax.train import Trainer
+
+    command = parse([CONFIG, f"--workdir={tmp_path}"])
+    experiment = build(command.config, lambda text: None)
+    trainer = Trainer(experiment, tmp_path, Console())
+    step_fn, state, _ = trainer._start()
+    rng = np.random.default_rng(0)
+    shape = (4, 4, 32, 32, 3)
+    batch = tuple(rng.integers(0, 256, shape).astype(np.uint8) for _ in range(2))
+    from p2p_jax.data import Batch
+    from p2p_jax.mesh import put_replicated, put_split
+
+    batch = put_split(experiment.mesh, Batch(*batch), 1)
+    hyper = put_replicated(experiment.mesh, (experiment.hyper(0, 4), np.int32(4)))
+    before = _bits(state)
+    checkpoint.save(trainer.manager, state, {}, None)
+    for _ in range(5):
+        state, _ = step_fn(state, batch, *hyper)
+    jax.block_until_ready(state)
+    assert _bits(state) != before
+    checkpoint.close(trainer.manager)
+    like = checkpoint.split(experiment.abstract_state())
+    found = checkpoint.restore(_open(tmp_path), like, pytest.fail)
+    assert _bits(checkpoint.join(**found.items)) == before

@@ -1,0 +1,328 @@
+"""The config: every key is read, checked, kept in its type, and compared on resume."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+
+import pytest
+from running import ROOT, finished, get_config
+
+from p2p_jax import build, config, report
+from p2p_jax.config import ConfigError, base, coerce, field_changes, flatten, merge, validate
+from p2p_jax.flags import parse, saved_config
+from p2p_jax.step import HYPER
+
+SOURCES = sorted((ROOT / "p2p_jax").rglob("*.py"))
+
+
+def _problems(**values):
+    return validate(merge(get_config(), {k.replace("__", "."): v for k, v in values.items()}))
+
+
+def _one(**values):
+    (problem,) = _problems(**values)
+    return problem
+
+
+# --- keys ----------------------------------------------------------------------------------------
+
+
+def _read_somewhere(key):
+    """Whether `build`, `data_options`, the flags or a network reads the key."""
+    path, _, leaf = key.rpartition(".")
+    last = path.rpartition(".")[2]
+    if key.startswith("loss.") and leaf in HYPER:
+        return True
+    readers = inspect.getsource(build) + inspect.getsource(config.data_options)
+    readers += (ROOT / "p2p_jax" / "flags.py").read_text()
+    forms = [rf"\b{re.escape(key)}\b", rf"\bconfig\.{re.escape(key)}\b"]
+    if last:
+        forms += [rf"\b{last}\.{leaf}\b", rf"\b{last}(\"\])?\[\"{leaf}\"\]"]
+    if key.startswith("model."):
+        readers = "".join(p.read_text() for p in SOURCES if p.parent.name == "models")
+        readers += inspect.getsource(build)
+        forms = [rf"\b(options|disc|{last})\.{leaf}\b"]
+    return any(re.search(form, readers) for form in forms)
+
+
+@pytest.mark.parametrize("key", flatten(base()))
+def test_no_key_is_without_use(key):
+    assert _read_somewhere(key), key
+
+
+def test_a_key_without_use_would_be_noticed():
+    assert not _read_somewhere("train.on_nan")
+    assert not _read_somewhere("model.generator.width")
+
+
+@pytest.mark.parametrize(("options", "where"), [(build.TrainOptions, "train"),
+                                                (build.EvalOptions, "evaluate")])  # fmt: skip
+def test_what_build_hands_on_is_used(options, where):
+    text = (ROOT / "p2p_jax" / f"{where}.py").read_text()
+    unused = [f for f in options.__dataclass_fields__
+              if not re.search(rf"\b(options|eval|train)\.{f}\b", text)]  # fmt: skip
+    assert unused == []
+
+
+def test_flatten_and_merge_are_inverse():
+    assert flatten(merge(base(), flatten(get_config()))) == flatten(get_config())
+
+
+def test_merge_leaves_its_argument_alone():
+    before = base()
+    merged = merge(before, {"train.steps": 7})
+    assert merged.train.steps == 7 and before.train.steps == 0
+
+
+def test_merge_tells_all_problems():
+    with pytest.raises(ConfigError) as caught:
+        merge(base(), {"train.stesp": 1, "seed": "x", "optim.gen.lr": "fast"})
+    assert len(caught.value.problems) == 3
+    assert caught.value.problems[0] == "train.stesp: no such key; did you mean train.steps?"
+
+
+# --- types ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "like", "want"),
+    [
+        (3, 1, 3),
+        (3, 1.5, 3.0),
+        (2.5, 1.0, 2.5),
+        ("a", "", "a"),
+        (True, False, True),
+        ([1, 2], (5, 6), (1, 2)),
+        ((1, 2), (5, 6), (1, 2)),
+        (64, (5, 6), (64, 64)),
+        ([], (1, 2, 3), ()),
+        ([4, 8], (), (4, 8)),
+        (["l1"], ("l1", "psnr"), ("l1",)),
+    ],
+)
+def test_coerce(value, like, want):
+    got = coerce("a.b", value, like)
+    assert got == want and type(got) is type(want)
+
+
+@pytest.mark.parametrize(
+    ("value", "like"),
+    [
+        ("4", 1), (2.0, 1), (True, 1), (None, 1), ([1], 1),
+        ("4", 1.0), (True, 1.0), (None, 1.0),
+        (1, "a"), (None, "a"), (("a",), "a"),
+        (1, True), ("True", True),
+        ("1,2", (1, 2)), ([1.5, 2], (1, 2)), (["a", 2], (1, 2)), (True, (1, 2)),
+        ([1], ("l1",)), ("l1", ("l1",)),
+    ],
+)  # fmt: skip
+def test_coerce_refuses_other_types(value, like):
+    with pytest.raises(ConfigError) as caught:
+        coerce("a.b", value, like)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"a.b: {value!r} ")
+
+
+def test_a_config_survives_json(tmp_path):
+    wanted = merge(get_config(), {"model.generator.features": (4, 8, 8, 8), "seed": 2**32 - 1,
+                                  "eval.metrics": ("l1",), "model.generator.dropout": (),
+                                  "optim.gen.lr": 1e-17, "data.path": "näme \"x\""})  # fmt: skip
+    report.write_json(tmp_path / "config.json", wanted.to_dict())
+    _assert_same(saved_config(tmp_path), wanted)
+
+
+def test_the_config_that_a_run_saved_is_the_one_that_ran():
+    _assert_same(saved_config(finished()[0]), get_config())
+
+
+def _assert_same(got, want):
+    got, want = flatten(got), flatten(want)
+    assert got == want
+    assert {k: _types(v) for k, v in got.items()} == {k: _types(v) for k, v in want.items()}
+
+
+def _types(value):
+    return (tuple, *map(type, value)) if isinstance(value, tuple) else type(value)
+
+
+def test_a_key_that_an_older_version_did_not_save_has_its_default(tmp_path):
+    values = get_config().to_dict()
+    del values["train"]["keep"]
+    report.write_json(tmp_path / "config.json", values)
+    _assert_same(saved_config(tmp_path), get_config())
+
+
+def test_a_saved_config_of_other_keys_is_refused(tmp_path):
+    values = get_config().to_dict()
+    values["train"]["kep"] = 2
+    values["seed"] = "zero"
+    report.write_json(tmp_path / "config.json", values)
+    with pytest.raises(ConfigError) as caught:
+        saved_config(tmp_path)
+    text = str(caught.value)
+    assert "train.kep: no such key; did you mean train.keep?" in text
+    assert "seed: 'zero'" in text and text.count(str(tmp_path / "config.json")) == 2
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+def test_the_tiny_config_has_no_problem():
+    assert _problems() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hints"),
+    [
+        ("model.generator.name", "unett", ["did you mean 'unet'?", "unet_upsample"]),
+        ("model.discriminator.name", "patchgam", ["did you mean 'patchgan'?"]),
+        ("data.direction", "BtoB", ["AtoB, BtoA"]),
+        ("data.source", "synthetik", ["did you mean 'synthetic'?"]),
+        ("data.cache", "hots", ["did you mean 'host'?"]),
+        ("optim.schedule", "liner", ["did you mean 'linear'?"]),
+        ("train.precision", "float23", ["did you mean 'float32'?", "bfloat16"]),
+        ("loss.adversarial", "vanila", ["did you mean 'vanilla'?"]),
+        ("eval.norm_stats", "runing", ["did you mean 'running'?"]),
+        ("train.steps", -1, ["0 (train.epochs counts) or more"]),
+        ("train.batch_size", 0, ["1 or more"]),
+        ("train.keep", 1, ["2 or more"]),
+        ("train.ema_decay", 1.0, ["in [0, 1)"]),
+        ("train.log_every", 0, ["1 or more"]),
+        ("optim.gen.b1", 1.0, ["in [0, 1)"]),
+        ("optim.disc.lr", -1e-3, ["0 or more"]),
+        ("data.crop_size", (0, 32), ["(height, width), both above 0"]),
+        ("data.load_size", (40, 40, 40), ["(height, width), both above 0"]),
+        ("seed", 2**32, ["in [0, 2**32)"]),
+        ("eval.metrics", (), ["at least one"]),
+    ],
+)
+def test_a_value_that_is_not_allowed(key, value, hints):
+    problem = next(p for p in _problems(**{key.replace(".", "__"): value}) if p.startswith(key))
+    assert repr(value) in problem
+    assert all(hint in problem for hint in hints), problem
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite(value):
+    assert any("optim.gen.lr" in p for p in _problems(optim__gen__lr=value))
+    assert any("loss.l1" in p for p in _problems(loss__l1=value))
+
+
+def test_an_unknown_metric_is_named_once_more_for_the_best():
+    problems = _problems(eval__metrics=("l1", "sim"))
+    assert "did you mean 'ssim'?" in problems[0]
+    assert any("train.best" in p for p in _problems(eval__metrics=("psnr",)))
+
+
+def test_crop_larger_than_load():
+    problem = _one(data__load_size=(32, 24))
+    assert "data.crop_size: width 32 is larger than data.load_size's 24" in problem
+    assert "crop at most 24, or load at least 32" in problem
+
+
+def test_a_size_that_the_depth_does_not_allow():
+    problem = _one(data__crop_size=(40, 32), data__load_size=(40, 40))
+    assert "data.crop_size: (40, 32)" in problem and "model.generator.depth=4" in problem
+    assert "multiples of 16" in problem and "a depth of at most 3" in problem
+    works = tuple(int(n) for n in re.search(r": (\d+) and (\d+) would do", problem).groups())
+    assert _problems(data__crop_size=works, data__load_size=(64, 64)) == []
+    sizes = {"data__crop_size": (40, 32), "data__load_size": (40, 40)}
+    assert _problems(**sizes, model__generator__depth=3) == []
+
+
+def test_a_batch_that_does_not_divide_over_the_devices():
+    problem = _one(train__batch_size=6)
+    assert "train.batch_size: 6 does not divide over 4 devices" in problem
+    assert "use a multiple of 4 (8)" in problem and "mesh.devices=1 or 2 or 3" in problem
+    assert _problems(train__batch_size=6, mesh__devices=3) == []
+    assert _problems(train__batch_size=8) == []
+    assert "eval.batch_size: 3" in _one(eval__batch_size=3)
+
+
+def test_more_devices_than_there_are():
+    assert "mesh.devices: 9 is more than the 4" in _one(mesh__devices=9, train__batch_size=9)
+
+
+def test_a_group_that_straddles_devices():
+    problem = _one(train__batch_size=8, model__generator__norm_group=4)
+    assert "model.generator.norm_group: 4 does not divide the 2 images of each of 4" in problem
+    assert "one of 1, 2 does, or 0" in problem
+    for group in (0, 1, 2):
+        assert _problems(train__batch_size=8, model__discriminator__norm_group=group) == []
+
+
+def test_dropout_beyond_the_decoder():
+    assert "blocks [4] are not in [1, 3]" in _one(model__generator__dropout=(1, 4))
+
+
+def test_all_at_once():
+    problems = _problems(model__generator__name="x", train__keep=0, data__source="folder",
+                         data__path="/nowhere/at/all", loss__l1=-1.0)  # fmt: skip
+    text = "\n".join(problems)
+    for key in ("model.generator.name", "train.keep", "loss.l1", "data.path: '/nowhere/at/all'"):
+        assert key in text
+
+
+# --- resume --------------------------------------------------------------------------------------
+
+
+def _changes(old=None, **values):
+    values = {k.replace("__", "."): v for k, v in values.items()}
+    old = merge(get_config(), old or {})
+    return field_changes(old, merge(old, values))
+
+
+def test_no_change_is_none():
+    assert _changes() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train.steps": 99}, {"train.epochs": 3.0}, {"train.log_every": 1},
+        {"train.eval_every": 1}, {"train.sample_every": 1}, {"train.save_every": 1},
+        {"eval.ema": True}, {"eval.metrics": ("l1",)}, {"eval.batch_size": 4},
+        {"data.cache": "host"}, {"data.threads": 3}, {"data.prepared_dir": "/x"},
+        {"train.keep": 5},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_may_change_freely(change):
+    assert _changes(**{k.replace(".", "__"): v for k, v in change.items()}) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1), ("data.flip", False), ("data.load_size", (40, 40)), ("train.batch_size", 8),
+        ("optim.gen.lr", 1e-3), ("model.generator.dropout", ()), ("train.ema_decay", 0.5),
+        ("loss.l1", 10.0), ("train.precision", "bfloat16"), ("data.max_examples", 9),
+        ("optim.schedule", "linear"), ("mesh.devices", 2),
+    ],
+)  # fmt: skip
+def test_any_other_change_is_shown(key, value):
+    old = flatten(get_config())[key]
+    assert _changes(**{key.replace(".", "__"): value}) == [(key, old, value)]
+
+
+def test_the_length_may_not_change_where_the_schedule_depends_on_it():
+    linear = {"optim.schedule": "linear"}
+    assert _changes(linear, train__steps=99) == [("train.steps", 12, 99)]
+    assert _changes(linear, train__log_every=99) == []
+    # Changing from the schedule is shown, whatever the length.
+    assert ("optim.schedule", "linear", "constant") in _changes(linear, optim__schedule="constant")
+
+
+# --- task configs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "configs").glob("*.py")))
+def test_every_task_config_is_sound(name, tmp_path):
+    flags = [f"--config={ROOT / 'configs' / name}", f"--workdir={tmp_path}"]
+    # The paper's batch of one fits one device; a path is the user's.
+    flags += ["--config.mesh.devices=1", "--config.data.source=synthetic"]
+    assert parse(flags).mode == "train"
+    first = (ROOT / "configs" / name).read_text()
+    assert f"python -m p2p_jax.main --config=configs/{name}" in first

@@ -1,0 +1,221 @@
+"""The command line, parsed: values in their types, and every mistake in one go."""
+
+from __future__ import annotations
+
+import pytest
+from running import CONFIG, get_config
+
+from p2p_jax import report
+from p2p_jax.config import ConfigError, base, flatten
+from p2p_jax.flags import parse, read_value
+
+
+def _problems(*argv):
+    with pytest.raises(ConfigError) as caught:
+        parse(argv)
+    return caught.value.problems
+
+
+def _parse(*argv):
+    return parse([CONFIG, "--workdir=w", *argv])
+
+
+@pytest.mark.parametrize(
+    ("text", "like", "want"),
+    [
+        ("3", 1, 3), ("-3", 1, -3), ("3", 1.0, 3), ("1e-3", 1.0, 1e-3), ("2.5", 1.0, 2.5),
+        ("true", False, True), ("False", True, False), ("1", False, True), ("0", True, False),
+        ("facades", "", "facades"), ("3", "", "3"), ("", "x", ""), ("(1,2)", "", "(1,2)"),
+        ("286,286", (1, 2), (286, 286)), ("(64, 32)", (1, 2), (64, 32)), ("64", (1, 2), 64),
+        ("[64,32]", (1, 2), [64, 32]), ("()", (1, 2, 3), ()), ("", (1, 2, 3), ()),
+        ("1,", (1, 2, 3), (1,)), ("4,8,8", (), (4, 8, 8)), ("4", (), (4,)),
+        ("l1,psnr", ("l1",), ("l1", "psnr")), ("('l1', 'psnr')", ("l1",), ("l1", "psnr")),
+        ("l1", ("l1", "psnr"), ("l1",)),
+        # What cannot be read stays text, for `coerce` to refuse.
+        ("four", 1, "four"), ("1+", 1.0, "1+"), ("yes", True, "yes"), ("__import__('os')", 1,
+                                                                        "__import__('os')"),
+    ],
+)  # fmt: skip
+def test_read_value(text, like, want):
+    got = read_value(text, like)
+    assert got == want and type(got) is type(want)
+
+
+@pytest.mark.parametrize(
+    ("flag", "key", "want"),
+    [
+        ("--config.train.steps=7", "train.steps", 7),
+        ("--config.optim.gen.lr=1", "optim.gen.lr", 1.0),
+        ("--config.data.crop_size=64", "data.crop_size", (64, 64)),
+        ("--config.data.load_size=40,48", "data.load_size", (40, 48)),
+        ("--config.data.flip=false", "data.flip", False),
+        ("--config.model.generator.dropout=()", "model.generator.dropout", ()),
+        ("--config.model.generator.dropout=2", "model.generator.dropout", (2,)),
+        ("--config.eval.metrics=l1,psnr", "eval.metrics", ("l1", "psnr")),
+        ("--config.data.name=a=b --c", "data.name", "a=b --c"),
+    ],
+)
+def test_an_override(flag, key, want):
+    more = ["--config.data.load_size=70,70"] if "crop_size" in flag else []
+    got = flatten(_parse(flag, *more).config)[key]
+    assert got == want and type(got) is type(want)
+
+
+def test_the_other_keys_are_those_of_the_file():
+    command = _parse("--config.train.steps=7")
+    assert flatten(command.config) == flatten(get_config()) | {"train.steps": 7}
+    assert command.mode == "train" and str(command.workdir) == "w"
+    assert not command.allow_config_change
+    assert _parse("--allow_config_change").allow_config_change
+
+
+def test_name_and_value_may_be_two_words():
+    flags = [*CONFIG.split("="), "--workdir", "w", "--config.train.steps", "7"]
+    command = parse(flags)
+    assert str(command.workdir) == "w" and command.config.train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--config.train.stesp=3", "--config.train.stesp: no such key; did you mean train.steps?"),
+        ("--config.batch_size=3", "batch_size: no such key; did you mean"),
+        ("--config.train=3", "--config.train: no such key"),
+        ("--config.train.steps=three", "--config.train.steps: 'three' is not a whole number"),
+        ("--config.train.steps=2.5", "--config.train.steps: 2.5 is not a whole number"),
+        ("--config.train.steps=True", "--config.train.steps: True is not a whole number"),
+        ("--config.optim.gen.lr=fast", "--config.optim.gen.lr: 'fast' is not a number"),
+        ("--config.data.flip=maybe", "--config.data.flip: 'maybe' is not True or False"),
+        ("--config.data.crop_size=a,b", "--config.data.crop_size: 'a,b' is not a tuple"),
+        (
+            "--config.data.crop_size=1.5,2",
+            "--config.data.crop_size: (1.5, 2) must hold whole numbers only",
+        ),
+        ("--config.train.steps", "--config.train.steps: needs a value"),
+        ("--mode=evl", "--mode: 'evl' is not one of train, eval; did you mean eval?"),
+        ("--wrokdir=x", "--wrokdir: no such flag; did you mean --workdir?"),
+        ("workdir", "workdir: not a flag; flags are --name=value"),
+        ("--allow_config_change=no", "--allow_config_change: takes no value"),
+    ],
+)
+def test_one_mistake(flag, says):
+    (problem,) = _problems(CONFIG, "--workdir=w", flag)
+    assert says in problem
+
+
+def test_what_is_needed():
+    assert any(p.startswith("--workdir: needed") for p in _problems(CONFIG))
+    assert any(p.startswith("--config: needed") for p in _problems("--workdir=w"))
+    assert len(_problems()) == 2
+
+
+def test_key_type_value_and_folder_at_once():
+    problems = _problems(
+        CONFIG,
+        "--config.train.stesp=3",
+        "--config.train.batch_size=four",
+        "--config.model.generator.name=unett",
+        "--config.data.source=folder",
+        "--config.data.path=/nowhere/at/all",
+        "--flip",
+    )
+    text = "\n".join(problems)
+    for part in ("--workdir: needed", "train.stesp: no such key", "'four' is not a whole number",
+                 "did you mean 'unet'?", "'/nowhere/at/all' does not exist", "--flip"):  # fmt: skip
+        assert part in text
+    assert len(problems) == 6
+
+
+# --- config files --------------------------------------------------------------------------------
+
+HEAD = "from p2p_jax.config import base\n\n\ndef get_config():\n    c = base()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (HEAD + "    c.train.steps = (\n    return c\n", 6, "'(' was never closed"),
+        (HEAD + "    c.train.stesp = 3\n    return c\n", 6, "stesp"),
+        (HEAD + "    c.train.steps = 'three'\n    return c\n", 6, "int"),
+        (HEAD + "    c.nothing.at.all = 3\n    return c\n", 6, "nothing"),
+        (HEAD + "    return 1 / 0\n", 6, "division by zero"),
+        ("import nothing_of_the_kind\n", 1, "nothing_of_the_kind"),
+        ("x = 1\n", None, "get_config"),
+        (HEAD, None, "get_config() of"),
+    ],
+)
+def test_a_config_file_with_a_mistake(tmp_path, text, line, says):
+    path = tmp_path / "task.py"
+    path.write_text(text)
+    (problem,) = _problems(f"--config={path}", "--workdir=w")
+    assert problem.startswith("--config: ") and str(path) in problem and says in problem
+    if line:
+        assert f"{path}:{line}: " in problem
+
+
+def test_overrides_are_checked_even_when_the_file_is_not_one(tmp_path):
+    (tmp_path / "facades.py").write_text(HEAD + "    return c\n")
+    missing = tmp_path / "facade.py"
+    problems = _problems(f"--config={missing}", "--workdir=w", "--config.train.stesp=3")
+    assert len(problems) == 2
+    assert f"{missing} is not a file; did you mean {tmp_path / 'facades.py'}?" in problems[0]
+
+
+def test_a_config_of_other_keys_than_base(tmp_path):
+    path = tmp_path / "task.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n"
+        "    return ConfigDict({'seed': 1, 'steps': 3})\n"
+    )
+    problems = _problems(f"--config={path}", "--workdir=w")
+    assert len(problems) == 1 and str(path) in problems[0]
+    assert "steps: no such key; did you mean train.steps?" in problems[0]
+
+
+# --- evaluation ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    report.write_json(tmp_path / "config.json", get_config().to_dict())
+    return tmp_path
+
+
+def test_evaluation_takes_the_saved_config_and_overrides(workdir):
+    command = parse(["--mode=eval", f"--workdir={workdir}", "--config.eval.examples=2"])
+    assert command.mode == "eval"
+    assert flatten(command.config) == flatten(get_config()) | {"eval.examples": 2}
+
+
+def test_evaluation_tells_all_mistakes(workdir):
+    problems = _problems(
+        "--mode=eval", f"--workdir={workdir}", "--config.eval.exmples=2",
+        "--config.eval.ema=perhaps", "--config.eval.norm_stats=bach", "--config.eval.batch_size=3",
+    )  # fmt: skip
+    text = "\n".join(problems)
+    for part in ("did you mean eval.examples?", "'perhaps'", "did you mean 'batch'?"):
+        assert part in text
+    assert len(problems) == 3 + ("eval.batch_size: 3" in text)
+
+
+def test_evaluation_of_a_folder_that_is_no_run(tmp_path):
+    problems = _problems("--mode=eval", f"--workdir={tmp_path}", "--config.eval.exmples=2")
+    assert f"--workdir: {tmp_path} holds no config.json" in problems[0]
+    assert "did you mean eval.examples?" in problems[1] and len(problems) == 2
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1, 2]", "3"])
+def test_a_saved_config_that_is_not_a_config(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    (problem,) = _problems("--mode=eval", f"--workdir={tmp_path}")
+    assert str(tmp_path / "config.json") in problem
+
+
+def test_every_key_can_be_set_to_its_own_value():
+    def text(value):
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    defaults = flatten(get_config())
+    flags = [f"--config.{key}={text(value)}" for key, value in defaults.items()]
+    assert flatten(_parse(*flags).config) == defaults
+    assert defaults.keys() == flatten(base()).keys()

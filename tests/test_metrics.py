@@ -1,0 +1,86 @@
+"""Metrics against scikit-image and numpy."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from helpers import quick_jit
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from p2p_jax.metrics import METRICS, l1, ssim
+
+
+def run(name, fake, target):
+    """A metric, compiled."""
+    return np.asarray(quick_jit(METRICS[name].fn)(fake, target))
+
+
+def pairs(size, n=4):
+    """Smooth images and copies with ever more noise, as 8-bit images in [0, 1]."""
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(0, 255, (n, 4, 4, 3))
+    big = np.kron(coarse, np.ones((1, -(-size[0] // 4), -(-size[1] // 4), 1)))
+    target = big[:, : size[0], : size[1]]
+    noise = rng.normal(size=target.shape) * np.array([1, 5, 20, 90]).reshape(4, 1, 1, 1)
+    return tuple(np.round(np.clip(x, 0, 255)) / 255 for x in (target + noise, target))
+
+
+def reference_ssim(a, b):
+    return structural_similarity(
+        a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1,
+        channel_axis=-1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40), (11, 11), (11, 30)])
+@pytest.mark.parametrize("dtype,tolerance", [("float32", 1e-4), ("float64", 1e-10)])
+def test_ssim_and_psnr_are_those_of_scikit_image(size, dtype, tolerance):
+    fake, target = pairs(size)
+    with jax.enable_x64(dtype == "float64"):
+        got = [run(name, fake.astype(dtype), target.astype(dtype)) for name in ("ssim", "psnr")]
+    each = list(zip(fake, target, strict=True))
+    wanted = [reference_ssim(a, b) for a, b in each]
+    assert max(wanted) > 0.9 and min(wanted) < 0.7
+    assert np.abs(got[0] - wanted).max() < tolerance
+    wanted = [peak_signal_noise_ratio(b, a, data_range=1) for a, b in each]
+    assert np.abs(got[1] / wanted - 1).max() < tolerance
+
+
+def test_l1_is_a_mean_per_example():
+    fake, target = pairs((12, 16))
+    got = l1(fake.astype(np.float32), target.astype(np.float32))
+    assert got.shape == (4,)
+    assert np.allclose(got, np.abs(fake - target).mean((1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
+def test_equal_images(level):
+    """Flat ones too: nothing is divided by zero, and noise is not infinitely far below."""
+    x = np.full((2, 12, 16, 3), level, np.float32)
+    x[1, :6] = 0.5
+    assert (run("l1", x, x) == 0).all()
+    assert np.allclose(run("psnr", x, x), 100, atol=1e-4)
+    assert np.allclose(run("ssim", x, x), 1, atol=1e-5)
+
+
+def test_opposite_images_are_the_worst():
+    black, white = np.zeros((1, 12, 12, 3), np.float32), np.ones((1, 12, 12, 3), np.float32)
+    assert l1(black, white)[0] == 1
+    assert abs(run("psnr", black, white)[0]) < 1e-5
+    assert run("ssim", black, white)[0] < 1e-3
+
+
+def test_the_better_way_of_each():
+    fake, target = (x.astype(np.float32) for x in pairs((16, 16)))
+    assert set(METRICS) == {"l1", "psnr", "ssim"}
+    for name, metric in METRICS.items():
+        good, bad = run(name, fake, target)[[0, 3]]
+        assert metric.mode == ("max" if good > bad else "min")
+
+
+@pytest.mark.parametrize("size", [(10, 11), (11, 10), (4, 64)])
+def test_an_image_smaller_than_the_window_has_no_ssim(size):
+    x = np.zeros((1, *size, 3), np.float32)
+    with pytest.raises(ValueError, match=rf"11 pixels a side, not \({size[0]}, {size[1]}\)"):
+        ssim(x, x)

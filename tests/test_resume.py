@@ -1,0 +1,162 @@
+"""A run that is stopped, killed or lengthened is the run that nothing disturbed, bit for bit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from running import (
+    CONFIG,
+    ROOT,
+    STEPS,
+    arrays,
+    assert_same_arrays,
+    checkpoints,
+    environment,
+    files,
+    finished,
+    start,
+    train_to,
+)
+
+from p2p_jax import report
+from p2p_jax.main import main
+
+TIMES = ("images_per_sec", "data_wait_frac")
+
+
+def _lines(workdir):
+    """The log without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in report.read(workdir)]
+
+
+def _assert_same_run(one, other, step=STEPS):
+    assert_same_arrays(arrays(one, step), arrays(other, step))
+    assert _lines(one) == _lines(other)
+    for folder in ("samples", "eval"):
+        assert files(one / folder) == files(other / folder)
+
+
+def test_the_checkpoint_holds_all_that_training_changes():
+    names = arrays(finished()[0], STEPS)
+    train = ("gen_opt", "disc/params", "disc/stats", "disc/opt_state", "step", "key")
+    gen = ("params", "stats", "ema")
+    for part in (*(f"gen/{name}" for name in gen), *(f"train/{name}" for name in train)):
+        assert any(name.startswith(part) for name in names), part
+    assert names["train/step"] == STEPS
+    # Training moved them all, so that equality below says something.
+    gen = {k.removeprefix("gen/"): v for k, v in names.items() if k.startswith("gen/")}
+    kernels = [k.removeprefix("params/") for k in gen if k.startswith("params/")]
+    assert any((gen[f"params/{k}"] != gen[f"ema/{k}"]).any() for k in kernels)
+
+
+def test_sigterm_in_the_middle_loses_nothing(tmp_path):
+    printed = train_to(tmp_path, 75, at=9, signals=(signal.SIGTERM,))
+    assert "stopped by SIGTERM" in printed and "saved at step 9; run again" in printed
+    assert "9" in checkpoints(tmp_path)
+    assert "resumed at step 9" in train_to(tmp_path)
+    _assert_same_run(finished()[0], tmp_path)
+    steps = [row["step"] for row in report.read(tmp_path) if row["split"] == "train"]
+    assert steps == [4, 8, 12]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished()[0], workdir)
+    before = files(workdir)
+    monkeypatch.setattr("p2p_jax.train.make_train_step", None)  # nothing to compile
+    assert main([CONFIG, f"--workdir={workdir}"]) == 0
+    assert f"all {STEPS} steps are done" in capsys.readouterr().out
+    after = files(workdir)
+    # That it was started is noted in run.json.
+    assert before.pop("run.json") != after.pop("run.json")
+    assert before == after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", [1, 3, 4])
+def test_six_steps_are_three_a_new_process_and_three(tmp_path, dispatch):
+    flag = f"--config.train.steps_per_dispatch={dispatch}"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_to(whole, 0, flag, "--config.train.steps=6")
+    train_to(parts, 0, flag, "--config.train.steps=3")
+    three = arrays(parts, 3)
+    assert "resumed at step 3 of 6" in train_to(parts, 0, flag, "--config.train.steps=6")
+    six = arrays(parts, 6)
+    assert_same_arrays(arrays(whole, 6), six)
+    assert any((three[name] != six[name]).any() for name in six if name.startswith("gen/params"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dispatch", [1, 3])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_or_killed_it_goes_on_to_the_same_end(tmp_path, dispatch, number):
+    flag = f"--config.train.steps_per_dispatch={dispatch}"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_to(whole, 0, flag)
+    code = -signal.SIGKILL if number == signal.SIGKILL else 75
+    train_to(parts, code, flag, at=9, signals=(number,))
+    resumed = re.search(r"resumed at step (\d+)", train_to(parts, 0, flag))
+    # Saves were begun at 5 and 7; the last may have been under way.
+    assert resumed and int(resumed[1]) in ((5, 7) if code < 0 else (9,))
+    _assert_same_run(whole, parts)
+
+
+@pytest.mark.slow
+def test_without_the_compilation_cache_as_well(tmp_path):
+    env = environment(cached=False)
+    train_to(tmp_path, 75, at=5, signals=(signal.SIGTERM,), env=env)
+    train_to(tmp_path, 0, env=env)
+    _assert_same_run(finished()[0], tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_at_every_other_step_it_gets_there(tmp_path):
+    # Saves every step, so each process gets further than the one before it.
+    flags = ("--config.train.save_every=1", "--config.train.steps_per_dispatch=2")
+    for at in (2, 5, 9):
+        train_to(tmp_path, -signal.SIGKILL, *flags, at=at, signals=(signal.SIGKILL,))
+    train_to(tmp_path, 0, *flags)
+    whole = tmp_path / "whole"
+    train_to(whole, 0, *flags)
+    assert_same_arrays(arrays(whole, STEPS), arrays(tmp_path, STEPS))
+    assert _lines(whole) == _lines(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_second_ctrl_c_leaves_at_once(tmp_path):
+    ran = start(CONFIG, f"--workdir={tmp_path}", at=9, signals=(signal.SIGINT, signal.SIGINT))
+    assert ran.returncode == 130, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "9" not in checkpoints(tmp_path)  # nothing more was done
+    train_to(tmp_path)
+    _assert_same_run(finished()[0], tmp_path)
+
+
+@pytest.mark.slow
+def test_ctrl_c_from_outside(tmp_path):
+    command = [sys.executable, "-m", "p2p_jax.main", CONFIG, f"--workdir={tmp_path}"]
+    command += ["--config.train.steps=1000000", "--config.train.eval_every=1000000"]
+    command += ["--config.train.sample_every=1000000", "--config.train.save_every=1000000"]
+    running = subprocess.Popen(
+        command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 300
+        while not any(row["split"] == "train" for row in _lines(tmp_path)):
+            assert running.poll() is None and time.monotonic() < end
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=120)
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 75, err
+    (step,) = re.findall(r"saved at step (\d+)", out)
+    assert checkpoints(tmp_path)[-1] == step

@@ -1,0 +1,233 @@
+"""The loop: what is done when, what is written, and what ends it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from running import (
+    CONFIG,
+    ROOT,
+    STEPS,
+    arrays,
+    assert_same_arrays,
+    checkpoints,
+    finished,
+    get_config,
+    start,
+    train_to,
+)
+
+from p2p_jax import report
+from p2p_jax.build import TrainOptions
+from p2p_jax.train import Losses, NotFinite, plan
+
+OPTIONS = TrainOptions(
+    batch_size=4, steps=STEPS, steps_per_dispatch=4, shuffle=True, cache="none", threads=1,
+    log_every=4, eval_every=7, sample_every=9, save_every=5, keep=2, best="l1",
+)  # fmt: skip
+LOSSES = ("loss/disc", "loss/gen_gan", "loss/gen_l1")
+
+
+def _train_lines(workdir):
+    return [row for row in report.read(workdir) if row["split"] == "train"]
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_the_tiny_run():
+    assert list(plan(OPTIONS, 0)) == [(0, 4), (4, 1), (5, 2), (7, 1), (8, 1), (9, 1), (10, 2)]
+    assert list(plan(OPTIONS, 9)) == [(9, 1), (10, 2)]
+    assert list(plan(OPTIONS, STEPS)) == []
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_dispatches_end_where_something_is_due_and_cover_each_step_once(seed):
+    draw = np.random.default_rng(seed)
+    names = ("steps_per_dispatch", "log_every", "eval_every", "sample_every", "save_every")
+    values = {name: int(draw.integers(1, 40)) for name in names}
+    options = dataclasses.replace(OPTIONS, steps=int(draw.integers(1, 200)), **values)
+    start = int(draw.integers(0, options.steps))
+    done = start
+    for first, count in plan(options, start):
+        assert first == done and 1 <= count <= options.steps_per_dispatch
+        done = first + count
+        inside = range(first + 1, done)  # steps after which nothing can be done
+        assert not any(step % values[name] == 0 for step in inside for name in names[1:])
+        # No shorter than needed.
+        due = done == options.steps or any(done % values[name] == 0 for name in names[1:])
+        assert due or count == options.steps_per_dispatch
+    assert done == options.steps
+
+
+def test_losses_are_means_since_the_last_line():
+    losses = Losses(("a", "b"), {})
+    losses.add(2, 2, jnp.array([[1.0, 10.0], [2.0, 20.0], [9.0, 9.0]]))  # the third was not done
+    losses.add(3, 1, jnp.array([[6.0, 60.0], [9.0, 9.0], [9.0, 9.0]]))
+    losses.settle()
+    assert losses.saved() == {"count": 3, "sums": [9.0, 90.0]}
+    assert losses.take() == {"a": 3.0, "b": 30.0}
+    losses.add(4, 1, jnp.array([[5.0, 50.0]]))
+    losses.settle()
+    assert losses.take() == {"a": 5.0, "b": 50.0}
+
+
+def test_losses_go_on_from_a_checkpoint():
+    losses = Losses(("a",), {"count": 2, "sums": [3.0]})
+    losses.add(3, 1, jnp.array([[6.0]]))
+    losses.settle()
+    assert losses.take() == {"a": 3.0}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_loss_that_is_not_finite_is_named_by_its_step(bad):
+    losses = Losses(("a", "b"), {})
+    losses.add(8, 3, jnp.array([[1.0, 1.0], [1.0, bad], [bad, bad]]))  # steps 6, 7 and 8
+    with pytest.raises(NotFinite, match=r"a loss of step 7 is not finite \(a 1, b -?(nan|inf)\)"):
+        losses.settle()
+    fine = Losses(("a",), {})
+    fine.add(1, 1, jnp.array([[1.0], [bad]]))  # what was not done does not count
+    fine.settle()
+    assert fine.take() == {"a": 1.0}
+
+
+# --- a run ---------------------------------------------------------------------------------------
+
+
+def test_the_lines_of_the_log():
+    rows = report.read(finished()[0])
+    assert [(row["step"], row["split"]) for row in rows] == [
+        (0, "val"), (4, "train"), (7, "val"), (8, "train"), (12, "train"), (12, "val"),
+    ]  # fmt: skip
+    head, tail = ["step", "images", "split"], ["images_per_sec", "data_wait_frac"]
+    for row in rows:
+        names = list(row)
+        assert row["images"] == 4 * row["step"]
+        if row["split"] == "train":
+            assert names == [*head, *LOSSES, *tail]
+            assert row["images_per_sec"] > 0 and 0 <= row["data_wait_frac"] <= 1
+        else:
+            assert names == [*head, "eval/l1", "eval/psnr", "eval/ssim"]
+
+
+def test_the_grids_on_the_way():
+    samples = finished()[0] / "samples"
+    assert sorted(p.name for p in samples.iterdir()) == ["0.png", "12.png", "9.png"]
+    pictures = {p.stem: np.asarray(Image.open(p)) for p in samples.iterdir()}
+    # The same pairs in all of them, translated by another generator.
+    assert (pictures["0"][:, :32] == pictures["12"][:, :32]).all()
+    assert (pictures["0"][:, -32:] == pictures["12"][:, -32:]).all()
+    assert (pictures["0"][:, 36:68] != pictures["12"][:, 36:68]).any()
+
+
+def test_the_checkpoints_that_are_kept():
+    kept = checkpoints(finished()[0])
+    assert kept[-2:] == ["10", "12"]
+    best = min((row["eval/l1"], row["step"]) for row in report.read(finished()[0])
+               if row["split"] == "val" and row["step"])[1]  # fmt: skip
+    assert str(best) in kept
+
+
+def test_the_record_of_the_run():
+    workdir = finished()[0]
+    config = json.loads((workdir / "config.json").read_text())
+    assert config == json.loads(json.dumps(get_config().to_dict()))
+    (entry,) = json.loads((workdir / "run.json").read_text())["starts"]
+    assert entry["python"] == platform.python_version()
+    assert entry["devices"] | {"kind": ""} == {
+        "platform": "cpu", "kind": "", "count": 4, "processes": 1,
+    }  # fmt: skip
+    assert {"jax", "jaxlib", "flax", "optax", "numpy", "p2p_jax"} <= entry["versions"].keys()
+    counts = {split: of["examples"] for split, of in entry["data"].items()}
+    assert counts == {"train": 10, "eval (val)": 5}
+    digests = {of["fingerprint"] for of in entry["data"].values()}
+    assert len(digests) == 2 and all(re.fullmatch("[0-9a-f]{64}", d) for d in digests)
+    assert entry["config_changes"] == {}
+
+
+def test_the_baseline_stands_beside_the_figures():
+    out = finished()[1]
+    assert len(re.findall(r"l1 +0\.\d+ +\(best constant image: 0\.\d+\)", out)) == 3
+    assert "index.html" in out and f"samples/{STEPS}.png" in out
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_means_are_those_of_the_single_steps(tmp_path):
+    train_to(tmp_path, 0, "--config.train.log_every=1")
+    single = {row["step"]: row for row in _train_lines(tmp_path)}
+    assert list(single) == list(range(1, STEPS + 1))
+    for row in _train_lines(finished()[0]):
+        for name in LOSSES:
+            values = [single[step][name] for step in range(row["step"] - 3, row["step"] + 1)]
+            assert row[name] == sum(values) / 4, (row["step"], name)
+    # To look more often changes nothing.
+    assert_same_arrays(arrays(tmp_path, STEPS), arrays(finished()[0], STEPS))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    flags = ["--config.optim.gen.lr=1e30", "--config.train.save_every=1"]
+    for _ in range(2):  # and again, as nothing has changed
+        ran = start(CONFIG, f"--workdir={tmp_path}", *flags)
+        assert ran.returncode == 1
+        last = ran.stderr.strip().splitlines()[-1]
+        named = re.match(r"error: a loss of step (\d+) is not finite \(loss/disc ", last)
+        assert named and "lower optim.gen.lr" in last
+        assert "Traceback" not in ran.stderr
+        step = int(named[1])
+        assert 1 < step <= STEPS
+        kept = [int(name) for name in checkpoints(tmp_path)]
+        assert all(k < step for k in kept), kept
+        assert all(row["step"] < step for row in _train_lines(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_quickstart_prints_the_baseline_beside(tmp_path):
+    ran = start(
+        f"--config={ROOT / 'configs' / 'quickstart.py'}", f"--workdir={tmp_path}",
+        "--config.train.steps=2", "--config.eval.examples=3", "--config.data.max_examples=8",
+        "--config.model.generator.base_features=4", "--config.model.discriminator.base_features=4",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    for step in (0, 2):
+        assert f"evaluation at step {step}: val, 3 examples" in ran.stdout
+    assert len(re.findall(r"  (l1|psnr|ssim) +\S+ +\(best constant image: \S+\)", ran.stdout)) == 6
+
+
+@pytest.mark.slow
+def test_real_facades(tmp_path):
+    folder = ROOT / ".." / "shared" / "data" / "facades"
+    if not folder.is_dir():
+        pytest.skip("the facades are not here")
+    ran = start(
+        f"--config={ROOT / 'configs' / 'facades.py'}", f"--workdir={tmp_path / 'run'}",
+        f"--config.data.path={folder}", f"--config.data.prepared_dir={tmp_path / 'prepared'}",
+        "--config.train.steps=2", "--config.train.batch_size=4", "--config.eval.examples=3",
+        "--config.data.load_size=72", "--config.data.crop_size=64",
+        "--config.model.generator.depth=5", "--config.model.generator.base_features=4",
+        "--config.model.discriminator.layers=2", "--config.model.discriminator.base_features=4",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "400 to train on, 3 to evaluate" in ran.stdout and "BtoA" in ran.stdout
+    metrics = json.loads((tmp_path / "run" / "eval" / "val" / "2" / "metrics.json").read_text())
+    name = metrics["per_example"][0]["name"]
+    # Labels, the right half, are the source: few colours, unlike a photo.
+    pictures = {
+        kind: np.asarray(Image.open(tmp_path / "run" / "eval/val/2" / kind / f"{name}.png"))
+        for kind in ("source", "target")
+    }
+    colours = {k: len(np.unique(v.reshape(-1, 3) // 32, axis=0)) for k, v in pictures.items()}
+    assert pictures["source"].shape == (64, 64, 3)
+    whole = np.asarray(Image.open(next((folder / "val").glob(f"{name}.*"))).convert("RGB"))
+    right = whole[:, whole.shape[1] // 2 :].mean((0, 1))
+    assert np.abs(pictures["source"].mean((0, 1)) - right).max() < 4, colours
