@@ -100,7 +100,7 @@ def save(
       CheckpointError: a checkpoint of this or a later step exists.
     """
     step, newest = int(state.step), latest(manager)
-    if newest is not None and step <= newest:  # Orbax would silently do nothing
+    if newest is not None and step <= newest:  # forced, Orbax would save it
         raise CheckpointError(
             f"step {step} cannot be saved: {manager.directory} already holds step {newest}"
         )

@@ -24,8 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = f"--config={Path(__file__).resolve()}"
 STEPS = 12
 
-_SCRATCH = tempfile.mkdtemp(prefix="p2p-jax-tests-")
-atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
 # Sends signals to its own process once so many updates are done: no race with a clock.
 _HOOKED = """
 import os, sys
@@ -67,9 +65,12 @@ def get_config():
     return c
 
 
-def scratch(prefix: str) -> Path:
-    """A new folder that lasts as long as the process."""
-    return Path(tempfile.mkdtemp(prefix=prefix, dir=_SCRATCH))
+@functools.cache
+def _scratch() -> Path:
+    """A folder that lasts as long as the process; not made where this is only a config file."""
+    folder = Path(tempfile.mkdtemp(prefix="p2p-jax-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def environment(cached: bool = True, **changes: str) -> dict[str, str]:
@@ -84,7 +85,7 @@ def environment(cached: bool = True, **changes: str) -> dict[str, str]:
     }
     if cached:
         env |= {
-            "JAX_COMPILATION_CACHE_DIR": os.path.join(_SCRATCH, "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": str(_scratch() / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }
     return env | changes
@@ -114,7 +115,7 @@ def train_to(workdir: Path, code: int = 0, *args: str, **kwargs: Any) -> str:
 @functools.cache
 def finished() -> tuple[Path, str]:
     """A whole run that nothing disturbed, and what it printed. Do not write to it."""
-    workdir = scratch("finished-") / "run"
+    workdir = _scratch() / "finished"
     return workdir, train_to(workdir)
 
 

@@ -15,7 +15,6 @@ from helpers import (
     CPU32,
     CPU64,
     Step,
-    cpu_gan,
     cpu_step,
     discriminator,
     fresh,
