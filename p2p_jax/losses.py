@@ -27,22 +27,27 @@ class Adversarial(NamedTuple):
     gen: Callable[[Array], Array]
 
 
+def _mean(values: Array) -> Array:
+    """The mean of `[b, h, w, c]`, image by image first: then devices differ in the last sum alone."""
+    return values.mean((1, 2, 3)).mean()
+
+
 def _vanilla_disc(real_logits: Array, fake_logits: Array) -> Array:
-    return jax.nn.softplus(-real_logits).mean() + jax.nn.softplus(fake_logits).mean()
+    return _mean(jax.nn.softplus(-real_logits)) + _mean(jax.nn.softplus(fake_logits))
 
 
 def _vanilla_gen(fake_logits: Array) -> Array:
-    return jax.nn.softplus(-fake_logits).mean()
+    return _mean(jax.nn.softplus(-fake_logits))
 
 
 def l1(fake: Array, target: Array) -> Array:
     """Mean absolute error of `[b, h, w, c]` in [-1, 1] (Isola et al. 2017, equation 3)."""
-    return jnp.abs(fake - target).mean()
+    return _mean(jnp.abs(fake - target))
 
 
 def l2(fake: Array, target: Array) -> Array:
     """Mean squared error of `[b, h, w, c]` in [-1, 1]."""
-    return jnp.square(fake - target).mean()
+    return _mean(jnp.square(fake - target))
 
 
 # Cross entropy on logits with the non-saturating generator loss (Goodfellow et al. 2014; Isola et
