@@ -28,7 +28,7 @@ class Adversarial(NamedTuple):
 
 
 def _mean(values: Array) -> Array:
-    """The mean of `[b, h, w, c]`, image by image first: then devices differ in the last sum alone."""
+    """The mean of `[b, h, w, c]`, by image first: so device counts differ in one short sum."""
     return values.mean((1, 2, 3)).mean()
 
 
