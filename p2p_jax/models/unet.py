@@ -98,28 +98,9 @@ class UNet(nn.Module):
         return 2 ** len(self.widths)
 
 
-def _widths(options: GeneratorOptions) -> tuple[int, ...]:
-    """The paper's 64, 128, 256, 512, 512, ... scaled to the base, unless a list is given."""
-    doubling = (options.base_features * 2 ** min(k, 3) for k in range(options.depth))
-    return options.features or tuple(doubling)
-
-
 def unet(options: GeneratorOptions, policy: Policy, channels: int, axis: str | None) -> UNet:
     """The paper's U-Net; 54,413,955 parameters at depth 8 with 3 channels."""
-    return UNet(
-        out_channels=channels,
-        widths=_widths(options),
-        upsample="deconv" if options.upsample == "auto" else options.upsample,
-        norm=options.norm,
-        norm_group=options.norm_group,
-        norm_innermost=False,
-        rectified=True,
-        bias="last" if options.bias == "auto" else options.bias,
-        skips=options.skips,
-        dropped=options.dropout,
-        policy=policy,
-        axis=axis,
-    )
+    return _unet(options, policy, channels, axis, "deconv", "last", innermost=False, rectified=True)
 
 
 def unet_upsample(
@@ -130,15 +111,33 @@ def unet_upsample(
     Skips join block outputs, activations included: what encoder block k makes after LeakyReLU
     stands beside what decoder block 7 - k makes after ReLU.
     """
+    return _unet(
+        options, policy, channels, axis, "nearest", "unnormed", innermost=True, rectified=False
+    )
+
+
+def _unet(
+    options: GeneratorOptions,
+    policy: Policy,
+    channels: int,
+    axis: str | None,
+    upsample: str,
+    bias: str,
+    innermost: bool,
+    rectified: bool,
+) -> UNet:
+    """The options, with what `auto` means for the network named."""
+    # The paper's 64, 128, 256, 512, 512, ... scaled to the base, unless a list is given.
+    doubling = (options.base_features * 2 ** min(k, 3) for k in range(options.depth))
     return UNet(
         out_channels=channels,
-        widths=_widths(options),
-        upsample="nearest" if options.upsample == "auto" else options.upsample,
+        widths=options.features or tuple(doubling),
+        upsample=upsample if options.upsample == "auto" else options.upsample,
         norm=options.norm,
         norm_group=options.norm_group,
-        norm_innermost=True,
-        rectified=False,
-        bias="unnormed" if options.bias == "auto" else options.bias,
+        norm_innermost=innermost,
+        rectified=rectified,
+        bias=bias if options.bias == "auto" else options.bias,
         skips=options.skips,
         dropped=options.dropout,
         policy=policy,
