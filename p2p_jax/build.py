@@ -107,8 +107,12 @@ class Experiment:
         names = [config["model"][net]["name"] for net in ("generator", "discriminator")]
         data = config["data"]
         where = data["name"] or data["path"] or "built in"
-        images = f"{_by(self.train_source.size)}, resized to {_by(augment.load_size)}"
-        images += f", cropped to {_by(augment.crop_size)}" + ", mirrored" * augment.flip
+        images = _by(self.train_source.size)
+        if augment.load_size != tuple(self.train_source.size):
+            images += f", resized to {_by(augment.load_size)}"
+        if augment.crop_size != augment.load_size:
+            images += f", cropped to {_by(augment.crop_size)}"
+        images += ", mirrored" * augment.flip
         epochs = train.steps * train.batch_size / len(self.train_source)
         return [
             ("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"),
