@@ -214,7 +214,7 @@ def run(experiment: Experiment, workdir: Path, console: Console) -> None:
     restored = manager and checkpoint.restore(manager, like, console.warn)
     if restored is None:
         raise ConfigError([f"--workdir: {workdir} holds no checkpoint yet; train first"])
-    console.header([("workdir", str(workdir)), ("checkpoint", f"step {restored.step}")])
+    console.note(f"restored the checkpoint of step {restored.step}")
     evaluator = Evaluator(experiment)
     result = write(workdir, experiment, evaluator, restored.step, restored.items["gen"])
     show(console, experiment, evaluator, restored.step, result)
