@@ -59,7 +59,8 @@ def _check_changes(command: Command) -> dict[str, list]:
     Raises:
       ConfigError: it makes another run of it, and that was not allowed.
     """
-    trained = (command.workdir / "checkpoints").is_dir()
+    steps = (command.workdir / "checkpoints").glob("[0-9]*")
+    trained = any(step.name.isdigit() for step in steps)  # a save cut short leaves another name
     if command.mode != "train" or not trained or not (command.workdir / "config.json").exists():
         return {}
     changes = field_changes(saved_config(command.workdir), command.config)

@@ -31,8 +31,7 @@ class Gan:
       augment: what happens to a pair between storage and networks.
       channels: of source and target.
       ema_decay: of the generator's averaged parameters; 0 keeps none.
-      dtype: of images, losses and rates inside the step.
-      param_dtype: of parameters.
+      dtype: of images and losses inside the step, and of parameters.
       axis: the mesh axis that splits the batch.
     """
 

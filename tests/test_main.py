@@ -12,7 +12,9 @@ from PIL import Image
 from running import CONFIG, STEPS, environment, files, finished, get_config, start
 
 from p2p_jax import report
-from p2p_jax.main import main
+from p2p_jax.config import ConfigError
+from p2p_jax.flags import parse
+from p2p_jax.main import _check_changes, main
 from p2p_jax.process import alone_in
 
 
@@ -158,7 +160,7 @@ def test_help(capsys):
 def trained(tmp_path):
     """A workdir as far as the config is concerned."""
     workdir = tmp_path / "run"
-    (workdir / "checkpoints").mkdir(parents=True)
+    (workdir / "checkpoints" / "3").mkdir(parents=True)
     report.write_json(workdir / "config.json", get_config().to_dict())
     return workdir
 
@@ -218,6 +220,7 @@ def test_evaluation_of_a_folder_that_is_no_run(capsys, tmp_path):
 
 @pytest.mark.usefixtures("nothing_compiles")
 def test_evaluation_before_any_checkpoint(capsys, trained):
+    (trained / "checkpoints" / "3").rmdir()
     before = files(trained)
     code, (_, err) = _eval(capsys, trained)
     assert code == 2 and f"{trained} holds no checkpoint yet; train first" in err
@@ -289,3 +292,13 @@ def test_nothing_imports_tensorflow(tmp_path):
     assert not told.exists()
     subprocess.run([sys.executable, "-c", "import tensorflow"], env=env, stderr=subprocess.DEVNULL)
     assert told.exists()  # the stub does stand first
+
+
+def test_a_config_may_change_until_something_is_saved(tmp_path):
+    report.write_json(tmp_path / "config.json", get_config().to_dict())
+    command = parse([CONFIG, f"--workdir={tmp_path}", "--config.loss.l1=7"])
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert _check_changes(command) == {}
+    (tmp_path / "checkpoints" / "3").mkdir()
+    with pytest.raises(ConfigError, match=r"loss.l1: .* so far, 7.0 now"):
+        _check_changes(command)
