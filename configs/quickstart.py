@@ -9,14 +9,16 @@ AMD EPYC (45 images/s; Python 3.11, jax 0.10.2) reached, on the 64 evaluation pa
     eval/l1     0.209    0.083      0.063       0.172
     eval/psnr   12.1     17.9       19.7        13.2
     eval/ssim   0.05     0.65       0.77        0.15
+
+Other implementations' ways, at these sizes: `quickstart.py:junyanz` and so on.
 """
 
-from p2p_jax.config import base
+from p2p_jax.dialects import base_in
 
 
-def get_config():
+def get_config(dialect="paper"):
     """The paper's recipe at 64x64, on pairs that are drawn by a program."""
-    c = base()
+    c = base_in(dialect)
     c.data.source = "synthetic"
     c.data.load_size = c.data.crop_size = (64, 64)
     c.data.cache = "host"

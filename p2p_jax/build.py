@@ -1,4 +1,4 @@
-"""From a config to an experiment: the only reader of the ConfigDict."""
+"""From a config to an experiment, which knows no ConfigDict any more."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from p2p_jax import mesh as meshes
-from p2p_jax.config import Config, data_options, flatten
-from p2p_jax.data import SOURCES, PairSource
+from p2p_jax.colour import TASKS
+from p2p_jax.config import Config, flatten
+from p2p_jax.data import SOURCES, DataError, PairSource, Splits
 from p2p_jax.images import Augment
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.metrics import METRICS, Metric
-from p2p_jax.models import DISCRIMINATORS, GENERATORS
-from p2p_jax.models.conv import Policy
-from p2p_jax.models.layers import DiscriminatorOptions, GeneratorOptions
-from p2p_jax.optim import SCHEDULES, adam
+from p2p_jax.networks import make_discriminator, make_generator, make_policy
+from p2p_jax.objectives import RATES, WEIGHTS
+from p2p_jax.optim import BATCH_SCALING, Plateau, ScheduleOptions, adam, factor
 from p2p_jax.state import Gan, TrainState, count, init
-from p2p_jax.step import HYPER
+from p2p_jax.validate import data_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ class TrainOptions:
     save_every: int
     keep: int
     best: str
+    init_from: str
+    init_nets: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +70,15 @@ class Experiment:
       gan: networks, losses and optimisers for training.
       eval_gan: the same, normalising each image by its own statistics.
       mesh: the devices.
+      form: of the convolutions.
       train_source: the pairs to train on.
       eval_source: the pairs to evaluate on.
       notes: what the user should know about the data.
       train: see `TrainOptions`.
       eval: see `EvalOptions`.
       hyper: (step, rows) to `[rows, len(HYPER)]`: rates and weights of the steps from `step` on.
+      plateau: from what a checkpoint saved of it, or None, to a factor of the rates that follows
+        evaluations; None where the schedule has no such thing.
     """
 
     config: dict[str, Any]
@@ -81,32 +86,33 @@ class Experiment:
     gan: Gan
     eval_gan: Gan
     mesh: Mesh
+    form: str
     train_source: PairSource
     eval_source: PairSource
     notes: tuple[str, ...]
     train: TrainOptions
     eval: EvalOptions
     hyper: Callable[[int, int], np.ndarray]
+    plateau: Callable[[dict[str, Any] | None], Plateau] | None
 
     def abstract_state(self) -> TrainState:
         """Shapes and types of the state, laid out over the mesh; nothing is computed."""
-        shapes = jax.eval_shape(lambda: init(self.gan, self.seed))
-        sharding = meshes.replicated(self.mesh)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
-        )
+        return abstract_state(self.gan, self.mesh)
 
     def summary(self) -> list[tuple[str, str]]:
         """What will run, in rows of a name and a text, for the start."""
         shapes = self.abstract_state()
         train, augment, config = self.train, self.gan.augment, self.config
         devices = self.mesh.devices.ravel()
-        networks: Any = (self.gan.generator, self.gan.discriminator)
-        disc = networks[1]
-        patches = _by(disc.output_size(size) for size in augment.crop_size)
+        disc: Any = self.gan.discriminator
+        patches = "; ".join(
+            f"{p.height}x{p.width} patches of {p.field}x{p.field} pixels"
+            for p in disc.patches(*augment.crop_size)
+        )
         names = [config["model"][net]["name"] for net in ("generator", "discriminator")]
         data = config["data"]
         where = data["name"] or data["path"] or "built in"
+        task = "" if data["task"] == "translate" else f", {data['task']}"
         images = _by(self.train_source.size)
         if augment.load_size != tuple(self.train_source.size):
             images += f", resized to {_by(augment.load_size)}"
@@ -118,15 +124,14 @@ class Experiment:
             ("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"),
             (
                 "precision",
-                f"{config['train']['precision']}, {networks[0].policy.form} convolutions",
+                f"{config['train']['precision']}, {self.form} convolutions",
             ),
             ("generator", f"{names[0]}, {count(shapes.gen.params):,} parameters"),
             (
                 "discriminator",
-                f"{names[1]}, {count(shapes.disc.params):,} parameters; {patches} patches of "
-                f"{_by([disc.receptive_field] * 2)} pixels",
+                f"{names[1]}, {count(shapes.disc.params):,} parameters; {patches}",
             ),
-            ("data", f"{data['source']} ({where}), {data['direction']}"),
+            ("data", f"{data['source']} ({where}), {data['direction']}{task}"),
             (
                 "pairs",
                 f"{len(self.train_source)} to train on, {len(self.eval_source)} to evaluate "
@@ -137,6 +142,13 @@ class Experiment:
         ]
 
 
+def abstract_state(gan: Gan, mesh: Mesh) -> TrainState:
+    """Shapes and types of a state, laid out over the mesh; nothing is computed."""
+    shapes = jax.eval_shape(lambda: init(gan, 0))
+    sharding = meshes.replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
 def _by(sizes: Iterable[int]) -> str:
     return "x".join(map(str, sizes))
 
@@ -145,7 +157,7 @@ def build(config: Config, log: Callable[[str], None]) -> Experiment:
     """Opens the data and assembles networks, losses and options; compiles nothing.
 
     Args:
-      config: free of problems, as `config.validate` tells.
+      config: free of problems, as `validate` tells.
       log: is told what takes time.
 
     Raises:
@@ -153,17 +165,20 @@ def build(config: Config, log: Callable[[str], None]) -> Experiment:
     """
     mesh = meshes.make_mesh(config.mesh.devices)
     splits = SOURCES[config.data.source].open(data_options(config), log)
-    gan = _gan(config)
-    own_statistics = dataclasses.replace(gan.generator, norm_group=1)  # type: ignore[arg-type]
+    gan = make_gan(config)
+    _check_channels(gan, splits)
+    alone = make_generator(config, gan.task.channels[1], own_statistics=True)
+    examples = len(splits.train)
     steps = config.train.steps or math.ceil(
-        config.train.epochs * len(splits.train) / config.train.batch_size
+        config.train.epochs * examples / config.train.batch_size
     )
     return Experiment(
         config=config.to_dict(),
         seed=config.seed,
         gan=gan,
-        eval_gan=dataclasses.replace(gan, generator=own_statistics),
+        eval_gan=dataclasses.replace(gan, generator=alone),
         mesh=mesh,
+        form=make_policy(config).form,
         train_source=splits.train,
         eval_source=splits.eval,
         notes=splits.notes,
@@ -178,8 +193,22 @@ def build(config: Config, log: Callable[[str], None]) -> Experiment:
             sample_count=config.eval.sample_count,
             threads=_threads(config),
         ),
-        hyper=_hyper(config, steps),
+        hyper=_hyper(config, steps, examples),
+        plateau=_plateau(config),
     )
+
+
+def _check_channels(gan: Gan, splits: Splits) -> None:
+    """Raises DataError where what is stored is not what the networks are to see."""
+    problems = []
+    for split, source in (("train", splits.train), ("eval", splits.eval)):
+        pair = (jax.ShapeDtypeStruct((1, *x.shape), np.float32) for x in source[0])
+        try:
+            jax.eval_shape(gan.task.encode, *pair)
+        except ValueError as error:
+            problems.append(f"data.channels: {split} split: {error}")
+    if problems:
+        raise DataError(problems)
 
 
 def _train_options(config: Config, steps: int) -> TrainOptions:
@@ -197,6 +226,8 @@ def _train_options(config: Config, steps: int) -> TrainOptions:
         save_every=train.save_every,
         keep=train.keep,
         best=train.best,
+        init_from=train.init_from,
+        init_nets=train.init_nets,
     )
 
 
@@ -204,54 +235,63 @@ def _threads(config: Config) -> int:
     return config.data.threads or os.cpu_count() or 1
 
 
-def _policy(config: Config) -> Policy:
-    """How to compute on the devices at hand."""
-    platform = jax.devices()[0].platform
-    precision = config.train.precision
-    dtype = precision if precision in ("float64", "bfloat16") else "float32"
-    form = config.train.conv_form
-    if form == "auto":
-        form = "polyphase" if platform == "cpu" else "plain"
-    return Policy(
-        dtype=dtype,
-        param_dtype="float64" if precision == "float64" else "float32",
-        precision={"tf32": "high", "bfloat16": "default"}.get(precision, "highest"),
-        form=form,
-        grad="taps" if platform == "cpu" else "xla",
-    )
-
-
-def _gan(config: Config) -> Gan:
-    policy, loss = _policy(config), config.loss
-    channels = (3, 3)
-    generator = GeneratorOptions(**config.model.generator)
-    disc = DiscriminatorOptions(**config.model.discriminator)
+def make_gan(config: Config) -> Gan:
+    """Networks, losses and optimisers of a config; no data is needed."""
+    policy, loss, optim = make_policy(config), config.loss, config.optim
+    task = TASKS[config.data.task](config.data.channels)
     return Gan(
-        generator=GENERATORS[generator.name](generator, policy, channels[1], meshes.AXIS),
-        discriminator=DISCRIMINATORS[disc.name](disc, policy, meshes.AXIS),
-        gen_tx=adam(config.optim.gen.b1, config.optim.gen.b2, config.optim.gen.eps),
-        disc_tx=adam(config.optim.disc.b1, config.optim.disc.b2, config.optim.disc.eps),
+        generator=make_generator(config, task.channels[1]),
+        discriminator=make_discriminator(config),
+        gen_tx=adam(optim.gen.b1, optim.gen.b2, optim.gen.eps),
+        disc_tx=adam(optim.disc.b1, optim.disc.b2, optim.disc.eps),
         adversarial=ADVERSARIAL[loss.adversarial],
         reconstruction=tuple((name, fn) for name, fn in RECONSTRUCTION.items() if loss[name]),
-        augment=Augment(config.data.load_size, config.data.crop_size, config.data.flip),
-        channels=channels,
+        feature_matching=bool(loss.feature_matching),
+        simultaneous=config.train.simultaneous,
+        augment=Augment(
+            config.data.load_size, config.data.crop_size, config.data.flip, config.data.resize
+        ),
+        task=task,
         ema_decay=config.train.ema_decay,
         dtype=policy.param_dtype,
         axis=meshes.AXIS,
     )
 
 
-def _hyper(config: Config, steps: int) -> Callable[[int, int], np.ndarray]:
+def _hyper(config: Config, steps: int, examples: int) -> Callable[[int, int], np.ndarray]:
     """Rates and weights by step; all plain numbers, so that the config is not kept."""
-    factor, decay_from = SCHEDULES[config.optim.schedule], config.optim.decay_from
-    flat = flatten(config)
-    rates = (flat["optim.gen.lr"], flat["optim.disc.lr"])
-    weights = [flat[f"loss.{name}"] for name in HYPER[2:]]
+    options, batch_size, flat = _schedule(config), config.train.batch_size, flatten(config)
+    scale = BATCH_SCALING[config.optim.batch_scaling](batch_size)
+    rates = [scale * flat[f"optim.{name.removesuffix('_lr')}.lr"] for name in RATES]
+    weights = [flat[f"loss.{name}"] for name in WEIGHTS]
     dtype = "float64" if config.train.precision == "float64" else "float32"
 
     def hyper(step: int, rows: int) -> np.ndarray:
         # Rows beyond the run's end are never used.
-        factors = [factor(min(s, steps - 1), steps, decay_from) for s in range(step, step + rows)]
+        factors = [
+            factor(options, min(s, steps - 1), steps, examples, batch_size)
+            for s in range(step, step + rows)
+        ]
         return np.array([[rate * f for rate in rates] + weights for f in factors], dtype)
 
     return hyper
+
+
+def _schedule(config: Config) -> ScheduleOptions:
+    optim = config.optim
+    return ScheduleOptions(
+        name=optim.schedule,
+        decay_from=optim.decay_from,
+        decay_every=optim.decay_every,
+        decay_factor=optim.decay_factor,
+        patience=optim.patience,
+        warmup_steps=optim.warmup_steps,
+        by_epoch=optim.by_epoch,
+    )
+
+
+def _plateau(config: Config) -> Callable[[dict[str, Any] | None], Plateau] | None:
+    if config.optim.schedule != "plateau":
+        return None
+    mode, optim = METRICS[config.train.best].mode, _schedule(config)
+    return lambda saved: Plateau(mode, optim.decay_factor, optim.patience, saved)

@@ -132,6 +132,7 @@ def restore(
     like: Mapping[str, Tree],
     warn: Callable[[str], None],
     set_aside: bool = False,
+    only: int | None = None,
 ) -> Restored | None:
     """Restores the newest sound checkpoint, or returns None where there never was one.
 
@@ -143,11 +144,14 @@ def restore(
       warn: is told what was damaged, and why.
       set_aside: rename what was damaged to `STEP.damaged`, out of the way of the steps that will be
         saved again; wants a manager for writing.
+      only: the one step to restore; None where it never was.
 
     Raises:
       CheckpointError: there are checkpoints, but none is sound.
     """
     steps = sorted(manager.all_steps(), reverse=True)
+    if only is not None:
+        steps = [step for step in steps if step == only]
     reasons = []
     for step in steps:
         try:

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from p2p_jax import mesh
-from p2p_jax.config import Config, ConfigError, base, coerce, flatten, merge, unknown_key, validate
+from p2p_jax.config import Config, ConfigError, base, coerce, flatten, merge, unknown_key
+from p2p_jax.validate import validate
 
 FLAGS = ("config", "workdir", "mode", "allow_config_change", "help")
+SWITCHES = ("allow_config_change", "help")
 MODES = ("train", "eval")
 
 
@@ -44,7 +46,7 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
       ConfigError: all that is wrong with flags, keys, types and values.
     """
-    flags, overrides, problems = _split(argv)
+    flags, overrides, problems = split(argv, FLAGS, SWITCHES)
     mode = flags.get("mode", "train")
     if mode not in MODES:
         problems.append(f"--mode: {mode!r} is not one of {', '.join(MODES)}{_near(mode, MODES)}")
@@ -53,7 +55,7 @@ def parse(argv: Sequence[str]) -> Command:
     workdir = Path(flags.get("workdir", ""))
     loaded, found = _load(mode, flags, workdir)
     problems += found
-    config, found = _override(loaded or base(), overrides)
+    config, found = override(loaded or base(), overrides)
     problems += found
     if loaded is not None:  # the defaults alone are nothing to complain about
         mesh.use_precision(config.train.precision)
@@ -63,8 +65,19 @@ def parse(argv: Sequence[str]) -> Command:
     return Command(mode, workdir, config, "allow_config_change" in flags)
 
 
-def _split(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Flags, overrides by dotted key, and problems."""
+def split(
+    argv: Sequence[str], allowed: Sequence[str], switches: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Takes a command line apart.
+
+    Args:
+      argv: without the program's name.
+      allowed: names of flags, beside `config.KEY`.
+      switches: those of them that take no value.
+
+    Returns:
+      Flags, overrides by dotted key, and problems.
+    """
     flags: dict[str, str] = {}
     overrides: dict[str, str] = {}
     problems = []
@@ -75,7 +88,7 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[st
             problems.append(f"{word}: not a flag; flags are --name=value")
             continue
         name, equals, value = word[2:].partition("=")
-        switch = name in ("allow_config_change", "help")
+        switch = name in switches
         if not equals and not switch:
             if not words or words[0].startswith("--"):
                 problems.append(f"--{name}: needs a value, as in --{name}=VALUE")
@@ -85,12 +98,12 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, str], list[st
             problems.append(f"--{name}: takes no value, not {value!r}")
         if name.startswith("config."):
             overrides[name.removeprefix("config.")] = value
-        elif name in FLAGS:
+        elif name in allowed:
             flags[name] = value
         else:
-            allowed = ", ".join(f"--{flag}" for flag in FLAGS)
+            there = ", ".join(f"--{flag}" for flag in allowed)
             problems.append(
-                f"--{name}: no such flag{_near(name, FLAGS, '--')}; there are {allowed} and "
+                f"--{name}: no such flag{_near(name, allowed, '--')}; there are {there} and "
                 "--config.KEY=VALUE"
             )
     return flags, overrides, problems
@@ -102,19 +115,28 @@ def _near(word: str, words: Sequence[str], prefix: str = "") -> str:
 
 
 def _load(mode: str, flags: dict[str, str], workdir: Path) -> tuple[Config | None, list[str]]:
-    """The config before overrides, or what is wrong with it."""
+    """The config before overrides, or what is wrong with it; a workdir has one of its own."""
     try:
         if mode == "eval":
             return saved_config(workdir), []
-        if not flags.get("config"):
-            return None, ["--config: needed, as in --config=configs/quickstart.py"]
-        return _config_file(Path(flags["config"])), []
+        if flags.get("config"):
+            return config_file(flags["config"]), []
+        if (workdir / "config.json").is_file() and flags.get("workdir"):
+            return saved_config(workdir), []
+        return None, ["--config: needed, as in --config=configs/quickstart.py"]
     except ConfigError as error:
         return None, error.problems
 
 
-def _config_file(path: Path) -> Config:
-    """What `get_config()` of a Python file returns."""
+def config_file(text: str) -> Config:
+    """What `get_config()` of a Python file returns, or `get_config(ARG)` for `FILE:ARG`.
+
+    Raises:
+      ConfigError: it is no such file, or fails.
+    """
+    name, colon, argument = text.rpartition(":")
+    path = Path(name) if colon and not Path(text).is_file() else Path(text)
+    arguments = [argument] if path != Path(text) else []
     if not path.is_file():
         beside = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         there = f"; there are {', '.join(beside)}" if beside else ""
@@ -125,7 +147,7 @@ def _config_file(path: Path) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
+        config = module.get_config(*arguments)
     except Exception as error:  # whatever somebody's file raises, say where
         trace, line = error.__traceback__, None
         while trace is not None:
@@ -168,8 +190,8 @@ def _checked(values: dict[str, Any], where: str) -> Config:
         raise ConfigError([f"{where}: {problem}" for problem in error.problems]) from error
 
 
-def _override(config: Config, overrides: dict[str, str]) -> tuple[Config, list[str]]:
-    """Sets what can be set; says what cannot."""
+def override(config: Config, overrides: dict[str, str]) -> tuple[Config, list[str]]:
+    """Sets what can be set of the texts by dotted key; says what cannot."""
     problems = []
     defaults = flatten(base())
     values = {}

@@ -1,11 +1,12 @@
 """Trains a translator, or evaluates one.
 
-    python -m p2p_jax.main --config=FILE --workdir=DIR [--config.KEY=VALUE ...]
+    python -m p2p_jax.main --config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE ...]
     python -m p2p_jax.main --mode=eval --workdir=DIR [--config.KEY=VALUE ...]
 
-Training goes on where DIR's newest checkpoint stands; with another config than it was trained with,
---allow_config_change is needed. Evaluation takes DIR's own config. The KEYs are explained in
-p2p_jax/config.py.
+FILE is a Python file like those in configs/; the ARGUMENT of those is a dialect: paper, junyanz,
+affinelayer, tf_tutorial or seed. Training goes on where DIR's newest checkpoint stands, without
+--config by DIR's own; with another config than it was trained with, --allow_config_change is
+needed. Evaluation takes DIR's own config. The KEYs are explained in p2p_jax/config.py.
 Exit codes: 0 done, 2 bad config or input, 75 stopped by a signal with everything saved (run again),
 anything else a failure.
 """
@@ -59,11 +60,14 @@ def _check_changes(command: Command) -> dict[str, list]:
     Raises:
       ConfigError: it makes another run of it, and that was not allowed.
     """
-    steps = (command.workdir / "checkpoints").glob("[0-9]*")
-    trained = any(step.name.isdigit() for step in steps)  # a save cut short leaves another name
-    if command.mode != "train" or not trained or not (command.workdir / "config.json").exists():
+    names = [step.name for step in (command.workdir / "checkpoints").glob("[0-9]*")]
+    steps = [int(name) for name in names if name.isdigit()]  # a save cut short leaves another name
+    if command.mode != "train" or not steps or not (command.workdir / "config.json").exists():
         return {}
     changes = field_changes(saved_config(command.workdir), command.config)
+    if max(steps) == 0:  # networks that came from elsewhere: only they are given
+        networks = ("data.channels", "data.task", "train.precision", "train.ema_decay")
+        changes = [c for c in changes if c[0] in networks or c[0].startswith("model.")]
     if changes and not command.allow_config_change:
         rows = [f"{key}: {old!r} so far, {new!r} now" for key, old, new in changes]
         raise ConfigError(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from p2p_jax.colour import Task
 from p2p_jax.images import Augment
 from p2p_jax.losses import Adversarial
 
@@ -23,13 +24,17 @@ class Gan:
 
     Attributes:
       generator: called with (source, keys, running).
-      discriminator: called with (source, image, running).
+      discriminator: called with (source, image, running); gives, for each scale, what each of its
+        layers makes, logits last.
       gen_tx: the generator's optimiser, without its rate.
       disc_tx: the discriminator's.
       adversarial: the pair of losses.
       reconstruction: names and losses of (fake, target).
-      augment: what happens to a pair between storage and networks.
-      channels: of source and target.
+      feature_matching: whether the discriminator's layers are compared on fake and real.
+      simultaneous: whether the generator's loss is seen through the discriminator from before its
+        update.
+      augment: where a pair is cut out of what is stored.
+      task: what of it the networks see.
       ema_decay: of the generator's averaged parameters; 0 keeps none.
       dtype: of images and losses inside the step, and of parameters.
       axis: the mesh axis that splits the batch.
@@ -41,8 +46,10 @@ class Gan:
     disc_tx: optax.GradientTransformation
     adversarial: Adversarial
     reconstruction: tuple[tuple[str, Any], ...]
+    feature_matching: bool
+    simultaneous: bool
     augment: Augment
-    channels: tuple[int, int]
+    task: Task
     ema_decay: float
     dtype: str
     axis: str
@@ -50,7 +57,13 @@ class Gan:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Names of what a step reports, in the order of its columns."""
-        return ("loss/disc", "loss/gen_gan", *(f"loss/gen_{n}" for n, _ in self.reconstruction))
+        return (
+            "loss/disc",
+            *["loss/disc_penalty"] * self.adversarial.penalty,
+            "loss/gen_gan",
+            *["loss/gen_feature_matching"] * self.feature_matching,
+            *(f"loss/gen_{name}" for name, _ in self.reconstruction),
+        )
 
 
 class NetState(NamedTuple):
@@ -84,8 +97,8 @@ def init(gan: Gan, seed: int) -> TrainState:
     key = jax.random.key(seed, impl="threefry2x32")
     gen_key, disc_key = jax.random.split(jax.random.fold_in(key, 0))
     h, w = gan.augment.crop_size
-    source = jnp.zeros((1, h, w, gan.channels[0]), gan.dtype)
-    target = jnp.zeros((1, h, w, gan.channels[1]), gan.dtype)
+    source = jnp.zeros((1, h, w, gan.task.channels[0]), gan.dtype)
+    target = jnp.zeros((1, h, w, gan.task.channels[1]), gan.dtype)
     gen = _net(gan.generator.init(gen_key, source), gan.gen_tx)
     disc = _net(gan.discriminator.init(disc_key, source, target), gan.disc_tx)
     # Copies: one buffer must not be donated twice.

@@ -17,17 +17,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from p2p_jax.images import resize, to_signed, to_uint8
-from p2p_jax.losses import RECONSTRUCTION
+from p2p_jax.images import resize
+from p2p_jax.objectives import HYPER, discriminator_gradients, generator_cotangent
 from p2p_jax.state import Gan, NetState, TrainState
 
 Array = jax.Array
 Tree = Any
 # Purposes that keys are folded with: fixed numbers, as a resumed run depends on them.
-AUGMENT, DROPOUT, EVALUATE = 1, 2, 3
-
-# Columns of the array that holds what may change from step to step without compiling anew.
-HYPER = ("gen_lr", "disc_lr", "disc", "gan", *RECONSTRUCTION)
+AUGMENT, DROPOUT, EVALUATE, MIX = 1, 2, 3, 4
 
 
 def example_keys(key: Array, purpose: int, positions: Array) -> Array:
@@ -58,72 +55,6 @@ def _apply_gradients(
     return NetState(params, stats, opt_state)
 
 
-def discriminator_gradients(
-    gan: Gan, disc: NetState, source: Array, target: Array, fake: Array, weight: Array
-) -> tuple[Array, Tree, Tree]:
-    """Loss, gradients and statistics of the discriminator on one device's examples.
-
-    Args:
-      gan: the networks.
-      disc: the discriminator before its update.
-      source: `[b, h, w, c]` in [-1, 1].
-      target: `[b, h, w, c']` in [-1, 1], the real images.
-      fake: like target; no gradient flows into it.
-      weight: of the loss's gradient.
-
-    Returns:
-      The unweighted loss, the gradients of its weighted value, and the new running statistics.
-    """
-
-    def loss_fn(params: Tree) -> tuple[Array, tuple[Array, Tree]]:
-        def logits(image: Array, stats: Tree) -> tuple[Array, Tree]:
-            out, new = gan.discriminator.apply(
-                {"params": params, "stats": stats}, source, image, mutable=["stats"]
-            )
-            return out, new.get("stats", {})
-
-        fake_logits, stats = logits(fake, disc.stats)
-        real_logits, stats = logits(target, stats)
-        loss = gan.adversarial.disc(real_logits, fake_logits)
-        return weight * loss, (loss, stats)
-
-    grads, (loss, stats) = jax.grad(loss_fn, has_aux=True)(disc.params)
-    return loss, grads, stats
-
-
-def generator_cotangent(
-    gan: Gan, disc: NetState, source: Array, target: Array, fake: Array, hyper: dict[str, Array]
-) -> tuple[dict[str, Array], Array]:
-    """Losses of the generator, and the gradient of their weighted sum with respect to its output.
-
-    Args:
-      gan: the networks.
-      disc: the discriminator, already updated.
-      source: `[b, h, w, c]` in [-1, 1].
-      target: `[b, h, w, c']` in [-1, 1].
-      fake: like target.
-      hyper: scalars by name; see `HYPER`.
-
-    Returns:
-      The unweighted losses by name, and the gradient, shaped like fake.
-    """
-
-    def loss_fn(fake: Array) -> tuple[Array, dict[str, Array]]:
-        # The statistics that this pass would leave are dropped: the discriminator has been updated.
-        logits, _ = gan.discriminator.apply(
-            {"params": disc.params, "stats": disc.stats}, source, fake, mutable=["stats"]
-        )
-        parts = {"gan": gan.adversarial.gen(logits)}
-        parts |= {name: fn(fake, target) for name, fn in gan.reconstruction}
-        total = sum(
-            (hyper[name] * value for name, value in parts.items()), jnp.zeros_like(logits, shape=())
-        )
-        return total, parts
-
-    cotangent, parts = jax.grad(loss_fn, has_aux=True)(fake)
-    return parts, cotangent
-
-
 def update(
     gan: Gan, state: TrainState, source: Array, target: Array, hyper: dict[str, Array]
 ) -> tuple[TrainState, Array]:
@@ -134,7 +65,7 @@ def update(
       state: the same on all devices.
       source: `[b, h, w, c]`, this device's examples, in 0..255.
       target: `[b, h, w, c']`, likewise.
-      hyper: scalars by name; see `HYPER`.
+      hyper: scalars by name; see `objectives.HYPER`.
 
     Returns:
       The new state, and the losses in the order of `gan.metric_names`, means over all devices.
@@ -144,9 +75,8 @@ def update(
     key = jax.random.fold_in(state.key, state.step)
     positions = jax.lax.axis_index(axis) * b + jnp.arange(b, dtype=jnp.int32)
     augment_keys = example_keys(key, AUGMENT, positions)
-    source, target = (
-        to_signed(gan.augment(augment_keys, x.astype(gan.dtype)), gan.dtype)
-        for x in (source, target)
+    pair = gan.task.encode(
+        *(gan.augment(augment_keys, x.astype(gan.dtype)) for x in (source, target))
     )
     dropout_keys = example_keys(key, DROPOUT, positions)
 
@@ -154,19 +84,21 @@ def update(
 
     def forward(params: Tree) -> tuple[Array, Tree]:
         out, new = gan.generator.apply(
-            {"params": params, "stats": local_gen.stats}, source, dropout_keys, mutable=["stats"]
+            {"params": params, "stats": local_gen.stats}, pair[0], dropout_keys, mutable=["stats"]
         )
         return out, new.get("stats", {})
 
     fake, pull, gen_stats = jax.vjp(forward, local_gen.params, has_aux=True)
 
-    disc_loss, grads, stats = discriminator_gradients(
-        gan, local_disc, source, target, jax.lax.stop_gradient(fake), hyper["disc"]
+    mix_keys = example_keys(key, MIX, positions)
+    disc_parts, grads, stats = discriminator_gradients(
+        gan, local_disc, mix_keys, pair, jax.lax.stop_gradient(fake), hyper
     )
-    disc_loss, grads, stats = _pmean((disc_loss, grads, stats), axis)
+    disc_parts, grads, stats = _pmean((disc_parts, grads, stats), axis)
     disc = _apply_gradients(state.disc, gan.disc_tx, grads, stats, hyper["disc_lr"])
 
-    parts, cotangent = generator_cotangent(gan, _varying(disc, axis), source, target, fake, hyper)
+    seen = local_disc if gan.simultaneous else _varying(disc, axis)
+    parts, cotangent = generator_cotangent(gan, seen, pair, fake, hyper)
     (gen_grads,) = pull(cotangent)
     parts, grads, stats = _pmean((parts, gen_grads, gen_stats), axis)
     gen = _apply_gradients(state.gen, gan.gen_tx, grads, stats, hyper["gen_lr"])
@@ -178,7 +110,8 @@ def update(
         if gan.ema_decay
         else {}
     )
-    losses = jnp.stack([disc_loss, parts["gan"], *(parts[name] for name, _ in gan.reconstruction)])
+    parts |= disc_parts
+    losses = jnp.stack([parts[name.removeprefix("loss/")] for name in gan.metric_names])
     return TrainState(state.step + 1, gen, disc, ema, state.key), losses
 
 
@@ -224,26 +157,26 @@ def make_sample(gan: Gan, mesh: Mesh, running: bool, dropout: bool) -> jax.stage
 
     Its arguments are (params, stats, key, source, target, identities): the generator's variables,
     the run's key, images uint8 `[b, h, w, c]`, and `[b]` uint32 numbers that tell examples apart,
-    from which their dropout comes. Returns source, fake and target as uint8 of the crop size, split
-    over `data` like the batch.
+    from which their dropout and noise come. Returns pictures of source, fake and target, uint8 of
+    the crop size, split over `data` like the batch.
 
     Args:
       gan: the networks. Its generator's `norm_group` should be 1 unless `running`, so that no
         result depends on its neighbours in the batch.
       mesh: with the axis `gan.axis`.
       running: normalise by running statistics, not the images' own.
-      dropout: leave dropout on.
+      dropout: leave dropout and noise on.
     """
-    size = gan.augment.crop_size
+    size, method = gan.augment.crop_size, gan.augment.method
 
     def sample(params: Tree, stats: Tree, key: Array, source: Array, target: Array, ids: Array):
-        source, target = (
-            to_signed(resize(x.astype(gan.dtype), size), gan.dtype) for x in (source, target)
-        )
+        pair = (resize(x.astype(gan.dtype), size, method) for x in (source, target))
+        source, target = gan.task.encode(*pair)
         keys = example_keys(key, EVALUATE, ids) if dropout else None
         variables = {"params": params, "stats": stats}
         fake: Any = gan.generator.apply(variables, source, keys, running)
-        return tuple(to_uint8(x) for x in (source, fake, target))
+        shown = (gan.task.show(source, image) for image in (fake, target))
+        return gan.task.show_source(source), *shown
 
     split = P(gan.axis)
     return jax.jit(

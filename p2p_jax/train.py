@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -12,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from p2p_jax import checkpoint, evaluate, mesh, report
+from p2p_jax import checkpoint, evaluate, finetune, mesh, report
 from p2p_jax.build import Experiment, TrainOptions
 from p2p_jax.console import Console
 from p2p_jax.data import Batch, Feed
 from p2p_jax.evaluate import Evaluator
+from p2p_jax.objectives import RATES
 from p2p_jax.process import Stop, alone_in
 from p2p_jax.report import MetricsLog
 from p2p_jax.state import TrainState, init
@@ -108,12 +110,10 @@ class Trainer:
 
     def run(self) -> int:
         """Trains to the end or until a signal; see `train`."""
-        with Stop() as stop:
-            try:
-                return self._run(stop)
-            finally:
-                self.console.close()
-                checkpoint.close(self.manager)
+        with Stop() as stop, contextlib.ExitStack() as self.closing:
+            self.closing.callback(checkpoint.close, self.manager)
+            self.closing.callback(self.console.close)
+            return self._run(stop)
 
     def _run(self, stop: Stop) -> int:
         step_fn, state, meta = self._start()
@@ -123,8 +123,10 @@ class Trainer:
         step = int(state.step)
         self.best = meta.get("best")
         self.losses = Losses(self.experiment.gan.metric_names, meta.get("losses", {}))
-        self.log = MetricsLog(self.workdir, step if meta else -1)
-        if not meta:
+        self.plateau = self.experiment.plateau and self.experiment.plateau(meta.get("plateau"))
+        log = MetricsLog(self.workdir, step or -1)
+        self.log = self.closing.enter_context(contextlib.closing(log))
+        if step == 0:
             self._evaluate(state, last=False)
             self._sample(state)
         self._begun, self._marked, self._waited = (time.monotonic(), step), step, 0.0
@@ -132,8 +134,9 @@ class Trainer:
         self.console.progress(step, self.options.steps, {}, math.nan, math.nan, None)
         with self._feed(step) as feed:
             for first, count, batch in feed:
-                hyper = self.experiment.hyper(first, self.options.steps_per_dispatch)
-                placed = mesh.put_replicated(self.experiment.mesh, (hyper, np.int32(count)))
+                placed = mesh.put_replicated(
+                    self.experiment.mesh, (self._hyper(first), np.int32(count))
+                )
                 state, losses = step_fn(state, batch, *placed)
                 step = first + count
                 self.losses.add(step, count, losses)
@@ -142,6 +145,13 @@ class Trainer:
                 if stop.name and step < self.options.steps:
                     return self._stopped(state, step, stop.name)
         return self._finish(state)
+
+    def _hyper(self, first: int) -> np.ndarray:
+        """Rates and weights of a dispatch."""
+        hyper = self.experiment.hyper(first, self.options.steps_per_dispatch)
+        if self.plateau:
+            hyper[:, : len(RATES)] *= self.plateau.scale
+        return hyper
 
     def _start(self) -> tuple[Any, TrainState, dict[str, Any]]:
         """Restores the newest checkpoint or draws a state, and compiles the step meanwhile.
@@ -158,7 +168,7 @@ class Trainer:
             like = checkpoint.split(abstract)
             restored = checkpoint.restore(self.manager, like, self.console.warn, set_aside=True)
             if restored is None:
-                meta, state = {}, self._draw(abstract)
+                meta, state = {}, self._initial(abstract)
             else:
                 meta, state = restored.meta, checkpoint.join(**restored.items)
                 self.console.note(f"resumed at step {restored.step} of {options.steps}")
@@ -171,12 +181,22 @@ class Trainer:
     def _compile(self, abstract: TrainState) -> Any:
         experiment, rows = self.experiment, self.options.steps_per_dispatch
         hyper = experiment.hyper(0, rows)
-        h, w = experiment.train_source.size
-        shapes = [(rows, self.options.batch_size, h, w, c) for c in experiment.gan.channels]
-        arrays: Any = [jax.ShapeDtypeStruct(shape, np.uint8) for shape in shapes]
+        arrays: Any = [
+            jax.ShapeDtypeStruct((rows, self.options.batch_size, *image.shape), image.dtype)
+            for image in experiment.train_source[0]
+        ]
         step_fn = make_train_step(experiment.gan, experiment.mesh, rows)
         count = jax.ShapeDtypeStruct((), np.int32)
         return step_fn.lower(abstract, Batch(*arrays), hyper, count).compile()
+
+    def _initial(self, abstract: TrainState) -> TrainState:
+        """A fresh state, with the networks of another run where that is asked for."""
+        options, state = self.options, self._draw(abstract)
+        if not options.init_from:
+            return state
+        return finetune.begin_from(
+            Path(options.init_from), options.init_nets, state, self.experiment.mesh, self.console
+        )
 
     def _draw(self, abstract: TrainState) -> TrainState:
         experiment = self.experiment
@@ -215,6 +235,8 @@ class Trainer:
             self.losses.settle()
             means = self._evaluate(state, last)
             better = self._better(means)
+            if self.plateau:
+                self.plateau.update(means[self.metric])
         if step % options.sample_every == 0 or last:
             self._sample(state)
         if step % options.save_every == 0 or last or better:
@@ -264,6 +286,8 @@ class Trainer:
         self.losses.settle()
         self.log.sync()
         meta = {"losses": self.losses.saved(), "best": self.best}
+        if self.plateau:
+            meta["plateau"] = self.plateau.saved()
         checkpoint.save(self.manager, state, meta, means)
 
     def _stopped(self, state: TrainState, step: int, name: str) -> int:
@@ -306,6 +330,7 @@ def train(
     Raises:
       Busy: another process trains in this workdir.
       CheckpointError: there are checkpoints, but none is sound.
+      ConfigError: `train.init_from` does not fit.
       DataError: an example cannot be read.
       NotFinite: a loss is NaN or infinite.
     """

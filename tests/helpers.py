@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
@@ -11,16 +12,18 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from p2p_jax.colour import TASKS
 from p2p_jax.images import Augment
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.mesh import AXIS, make_mesh, put_replicated, put_split
+from p2p_jax.models import DISCRIMINATORS, GENERATORS
 from p2p_jax.models.conv import Policy
-from p2p_jax.models.layers import DiscriminatorOptions, GeneratorOptions
-from p2p_jax.models.patchgan import PatchGan, patchgan
-from p2p_jax.models.unet import UNet, unet, unet_upsample
+from p2p_jax.models.layers import Style
+from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
+from p2p_jax.objectives import HYPER
 from p2p_jax.optim import adam
 from p2p_jax.state import Gan, TrainState, init
-from p2p_jax.step import HYPER, make_train_step
+from p2p_jax.step import make_train_step
 
 PLAIN64 = Policy(dtype="float64", param_dtype="float64")
 # What `build` chooses on this platform, in both precisions.
@@ -52,20 +55,27 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 # --- networks ------------------------------------------------------------------------------------
 
 
-def generator(name: str = "unet", policy: Policy = PLAIN64, channels: int = 3, **changes) -> UNet:
-    """A generator of depth 2 with 4 features and dropout, unless changed."""
-    options = dict(
-        name=name, depth=2, base_features=4, features=(), upsample="auto", norm="batch",
-        norm_group=1, bias="auto", skips=True, dropout=(1,),
+def _network(kinds: dict[str, Any], options: Any, policy: Policy, changes: Any, *more: Any) -> Any:
+    """A network; each change goes to its options, or to the style of its layers."""
+    names = {field.name for field in dataclasses.fields(options)}
+    options = dataclasses.replace(options, **{k: v for k, v in changes.items() if k in names})
+    style = Style(policy, AXIS, **{k: v for k, v in changes.items() if k not in names})
+    return kinds[options.name](options, style, *more)
+
+
+def generator(name: str = "unet", policy: Policy = PLAIN64, channels: int = 3, **changes) -> Any:
+    """A generator of depth 2 with 4 features and dropout, unless changed; options and style."""
+    options = GeneratorOptions(
+        name=name, depth=2, base_features=4, features=(), blocks=2, upsample="auto",
+        innermost_norm="auto", skip_activation="auto", noise=0, dropout=(1,),
     )  # fmt: skip
-    make = {"unet": unet, "unet_upsample": unet_upsample}[name]
-    return make(GeneratorOptions(**(options | changes)), policy, channels, AXIS)
+    return _network(GENERATORS, options, policy, changes, channels)
 
 
-def discriminator(policy: Policy = PLAIN64, **changes) -> PatchGan:
-    """A PatchGAN of one strided layer with 4 features, unless changed."""
-    options = dict(name="patchgan", layers=1, base_features=4, norm="batch", norm_group=1)
-    return patchgan(DiscriminatorOptions(**(options | changes)), policy, AXIS)
+def discriminator(policy: Policy = PLAIN64, **changes) -> Any:
+    """A PatchGAN of one strided layer with 4 features, unless changed; options and style."""
+    options = DiscriminatorOptions(name="patchgan", layers=1, base_features=4, conditional=True)
+    return _network(DISCRIMINATORS, options, policy, changes)
 
 
 def tiny_gan(policy: Policy, gen: Any = None, disc: Any = None, **changes) -> Gan:
@@ -77,8 +87,10 @@ def tiny_gan(policy: Policy, gen: Any = None, disc: Any = None, **changes) -> Ga
         disc_tx=adam(0.5, 0.999, 1e-8),
         adversarial=ADVERSARIAL["vanilla"],
         reconstruction=(("l1", RECONSTRUCTION["l1"]),),
+        feature_matching=False,
+        simultaneous=False,
         augment=Augment((20, 20), (16, 16), True),
-        channels=(3, 3),
+        task=TASKS["translate"]((3, 3)),
         ema_decay=0.0,
         dtype=policy.param_dtype,
         axis=AXIS,
@@ -115,8 +127,10 @@ def images(rows: int = 1, batch: int = 4, size: int = 20) -> tuple[np.ndarray, n
 
 def hyper(rows: int, gan: Gan, /, **changes: float) -> np.ndarray:
     """The same rates and weights `[rows, len(HYPER)]` for every step."""
-    row = {"gen_lr": 2e-3, "disc_lr": 1e-3, "disc": 0.5, "gan": 1.0, "l1": 100.0, "l2": 0.0}
-    return np.array([[(row | changes)[name] for name in HYPER]] * rows, gan.dtype)
+    row = dict.fromkeys(HYPER, 0.0)
+    row |= {"gen_lr": 2e-3, "disc_lr": 1e-3, "disc": 0.5, "gan": 1.0, "l1": 100.0} | changes
+    assert row.keys() == set(HYPER), changes
+    return np.array([list(row.values())] * rows, gan.dtype)
 
 
 @functools.cache

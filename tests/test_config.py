@@ -9,10 +9,13 @@ import re
 import pytest
 from running import ROOT, finished, get_config
 
-from p2p_jax import build, config, report
-from p2p_jax.config import ConfigError, base, coerce, field_changes, flatten, merge, validate
+from p2p_jax import build, networks, report
+from p2p_jax.config import ConfigError, base, coerce, field_changes, flatten, merge
 from p2p_jax.flags import parse, saved_config
-from p2p_jax.step import HYPER
+from p2p_jax.models.norms import NORMS
+from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
+from p2p_jax.objectives import HYPER, RATES
+from p2p_jax.validate import data_options, validate
 
 SOURCES = sorted((ROOT / "p2p_jax").rglob("*.py"))
 
@@ -30,20 +33,27 @@ def _one(**values):
 
 
 def _read_somewhere(key):
-    """Whether `build`, `data_options`, the flags or a network reads the key."""
+    """Whether `build`, `networks`, `data_options`, the flags or a network reads the key."""
     path, _, leaf = key.rpartition(".")
     last = path.rpartition(".")[2]
     if key.startswith("loss.") and leaf in HYPER:
         return True
-    readers = inspect.getsource(build) + inspect.getsource(config.data_options)
+    if leaf == "lr" and f"{last}_lr" in RATES:
+        return True
+    readers = inspect.getsource(build) + inspect.getsource(networks)
+    readers += inspect.getsource(data_options)
     readers += (ROOT / "p2p_jax" / "flags.py").read_text()
     forms = [rf"\b{re.escape(key)}\b", rf"\bconfig\.{re.escape(key)}\b"]
     if last:
         forms += [rf"\b{last}\.{leaf}\b", rf"\b{last}(\"\])?\[\"{leaf}\"\]"]
-    if key.startswith("model."):
-        readers = "".join(p.read_text() for p in SOURCES if p.parent.name == "models")
-        readers += inspect.getsource(build)
-        forms = [rf"\b(options|disc|{last})\.{leaf}\b"]
+    options = {"generator": GeneratorOptions, "discriminator": DiscriminatorOptions}.get(last)
+    if options:
+        # What `networks` hands on by field names is read by a network; the rest by `networks`.
+        if leaf in options.__dataclass_fields__ and leaf != "name":
+            readers = "".join(p.read_text() for p in SOURCES if p.parent.name == "models")
+        else:
+            readers = inspect.getsource(networks)
+        forms = [rf"\b(options|chosen|section)\.{leaf}\b"]
     return any(re.search(form, readers) for form in forms)
 
 
@@ -55,6 +65,8 @@ def test_no_key_is_without_use(key):
 def test_a_key_without_use_would_be_noticed():
     assert not _read_somewhere("train.on_nan")
     assert not _read_somewhere("model.generator.width")
+    assert not _read_somewhere("model.norm_epsilon")
+    assert not _read_somewhere("model.discriminator.depth")
 
 
 @pytest.mark.parametrize(("options", "where"), [(build.TrainOptions, "train"),
@@ -180,6 +192,35 @@ def test_the_tiny_config_has_no_problem():
     [
         ("model.generator.name", "unett", ["did you mean 'unet'?", "unet_upsample"]),
         ("model.discriminator.name", "patchgam", ["did you mean 'patchgan'?"]),
+        ("model.generator.norm", "instence", ["did you mean 'instance'?", *NORMS]),
+        ("model.discriminator.norm", "batchnorm", ["did you mean 'batch'?", *NORMS]),
+        ("model.generator.norm", "spectral", [*NORMS]),
+        ("model.generator.norm_group", -1, ["0 (the whole batch) or more"]),
+        ("model.discriminator.norm_group", -1, ["0 (the whole batch) or more"]),
+        ("model.norm_eps", 0.0, ["above 0"]),
+        ("model.norm_momentum", 1.0, ["in [0, 1)"]),
+        ("model.norm_scale_std", -0.1, ["0 or more"]),
+        ("model.generator.bias", "none", ["auto, all, first, last, ends, unnormed"]),
+        ("model.generator.upsample", "bilinaer", ["did you mean 'bilinear'?", "pixel_shuffle"]),
+        ("model.generator.innermost_norm", "maybe", ["auto, yes, no"]),
+        ("model.generator.skip_activation", "elu", ["auto, relu, leaky"]),
+        ("model.generator.slope", 1.5, ["in [0, 1]"]),
+        ("model.generator.noise", -1, ["0 (none) or more"]),
+        ("model.generator.blocks", 0, ["1 or more"]),
+        ("model.init", "xavir", ["did you mean 'xavier'?", "orthogonal"]),
+        ("model.init_gain", 0.0, ["above 0"]),
+        ("model.discriminator.scales", 0, ["in [1, 8]"]),
+        ("data.task", "colorise", ["did you mean 'colorize'?"]),
+        ("data.resize", "bicubics", ["did you mean 'bicubic'?"]),
+        ("data.channels", (3, 0), ["(source, target), both above 0"]),
+        ("loss.gradient_penalty", -1.0, ["0 or more"]),
+        ("loss.ssim", -1.0, ["0 or more"]),
+        ("optim.decay_every", 0.0, ["in (0, 1]"]),
+        ("optim.decay_factor", 1.5, ["in (0, 1]"]),
+        ("optim.patience", -1, ["0 or more"]),
+        ("optim.warmup_steps", -1, ["0 (none) or more"]),
+        ("optim.batch_scaling", "liner", ["did you mean 'linear'?"]),
+        ("train.init_nets", "generators", ["did you mean 'generator'?"]),
         ("data.direction", "BtoB", ["AtoB, BtoA"]),
         ("data.source", "synthetik", ["did you mean 'synthetic'?"]),
         ("data.cache", "hots", ["did you mean 'host'?"]),
@@ -224,14 +265,22 @@ def test_crop_larger_than_load():
     assert "crop at most 24, or load at least 32" in problem
 
 
+RESNET = {"model__generator__name": "resnet", "model__generator__dropout": ()}
+
+
 def test_a_size_that_the_depth_does_not_allow():
     problem = _one(data__crop_size=(40, 32), data__load_size=(40, 40))
-    assert "data.crop_size: (40, 32)" in problem and "model.generator.depth=4" in problem
-    assert "multiples of 16" in problem and "a depth of at most 3" in problem
+    assert "data.crop_size: (40, 32)" in problem and "model.generator.name=unet," in problem
+    assert "multiples of 16" in problem and "model.generator.depth=3" in problem
     works = tuple(int(n) for n in re.search(r": (\d+) and (\d+) would do", problem).groups())
     assert _problems(data__crop_size=works, data__load_size=(64, 64)) == []
     sizes = {"data__crop_size": (40, 32), "data__load_size": (40, 40)}
     assert _problems(**sizes, model__generator__depth=3) == []
+    # The residual generator halves twice, whatever the depth.
+    assert _problems(**sizes, model__generator__name="resnet") == []
+    problem = _one(data__crop_size=(34, 32), data__load_size=(40, 40), **RESNET)
+    assert "name=resnet, which wants height and width to be multiples of 4: 32 and 32" in problem
+    assert "depth" not in problem
 
 
 def test_a_batch_that_does_not_divide_over_the_devices():
@@ -253,6 +302,58 @@ def test_a_group_that_straddles_devices():
     assert "one of 1, 2 does, or 0" in problem
     for group in (0, 1, 2):
         assert _problems(train__batch_size=8, model__discriminator__norm_group=group) == []
+
+
+@pytest.mark.parametrize("net", ["generator", "discriminator"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_kind_of_norm_is_allowed(net, norm):
+    assert _problems(**{f"model__{net}__norm": norm}) == []
+
+
+@pytest.mark.parametrize("group", [0, 2])
+def test_a_gradient_penalty_wants_images_judged_one_by_one(group):
+    shared = {"mesh__devices": 1, "model__discriminator__norm_group": group}
+    problem = _one(**shared, loss__adversarial="wgan-gp")
+    assert problem.startswith(f"model.discriminator.norm_group: {group} lets images share")
+    assert "loss.adversarial=wgan-gp" in problem and "model.discriminator.norm=layer" in problem
+    # With statistics of each image, another norm, or another loss there is nothing to share.
+    assert _problems(loss__adversarial="wgan-gp", model__discriminator__norm_group=1) == []
+    for norm in set(NORMS) - {"batch"}:
+        changes = shared | {"model__discriminator__norm": norm}
+        assert _problems(**changes, loss__adversarial="wgan-gp") == []
+    for loss in ("vanilla", "lsgan", "hinge"):
+        assert _problems(**shared, loss__adversarial=loss) == []
+    # Evaluation has no such loss.
+    values = {k.replace("__", "."): v for k, v in shared.items()} | {"loss.adversarial": "wgan-gp"}
+    assert validate(merge(get_config(), values), training=False) == []
+
+
+def test_a_discriminator_without_a_logit():
+    small = {"model__discriminator__layers": 4}
+    problem = _one(**small)
+    assert problem.startswith("model.discriminator.layers: 4 layers need at least 48 pixels a side")
+    assert "data.crop_size is (32, 32)" in problem
+    assert _problems(**small, data__crop_size=48, data__load_size=48) == []
+    assert "at every scale" in _one(model__discriminator__scales=4)
+
+
+def test_images_too_small_for_the_structural_similarity():
+    tiny = {"data__crop_size": 8, "model__generator__depth": 3}
+
+    def told(**changes):  # beside that the synthetic pairs are larger
+        (problem, size) = _problems(**tiny, **changes)
+        assert "too small for synthetic pairs" in size
+        return problem
+
+    assert told().startswith("eval.metrics: ssim needs at least 11 pixels")
+    assert told(eval__metrics=("l1",), loss__ssim=1.0).startswith("loss.ssim: ssim needs at least")
+    assert len(_problems(**tiny, eval__metrics=("l1",))) == 1
+
+
+def test_channels_that_the_task_does_not_have():
+    problem = _one(data__task="colorize", data__channels=(1, 3))
+    assert problem.startswith("data.channels: channels of colorize are (1, 2)")
+    assert _problems(data__task="colorize") == []
 
 
 def test_dropout_beyond_the_decoder():
@@ -287,7 +388,8 @@ def test_no_change_is_none():
         {"train.eval_every": 1}, {"train.sample_every": 1}, {"train.save_every": 1},
         {"eval.ema": True}, {"eval.metrics": ("l1",)}, {"eval.batch_size": 4},
         {"data.cache": "host"}, {"data.threads": 3}, {"data.prepared_dir": "/x"},
-        {"train.keep": 5},
+        {"train.keep": 5}, {"train.best": "psnr"}, {"train.init_from": "/x"},
+        {"train.init_nets": "generator"},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -301,7 +403,9 @@ def test_may_change_freely(change):
         ("seed", 1), ("data.flip", False), ("data.load_size", (40, 40)), ("train.batch_size", 8),
         ("optim.gen.lr", 1e-3), ("model.generator.dropout", ()), ("train.ema_decay", 0.5),
         ("loss.l1", 10.0), ("train.precision", "bfloat16"), ("data.max_examples", 9),
-        ("optim.schedule", "linear"), ("mesh.devices", 2),
+        ("optim.schedule", "linear"), ("mesh.devices", 2), ("optim.schedule", "plateau"),
+        ("model.generator.norm", "instance"), ("model.norm_eps", 1e-3), ("data.task", "colorize"),
+        ("loss.feature_matching", 1.0), ("train.simultaneous", True), ("optim.warmup_steps", 5),
     ],
 )  # fmt: skip
 def test_any_other_change_is_shown(key, value):
@@ -315,6 +419,28 @@ def test_the_length_may_not_change_where_the_schedule_depends_on_it():
     assert _changes(linear, train__log_every=99) == []
     # Changing from the schedule is shown, whatever the length.
     assert ("optim.schedule", "linear", "constant") in _changes(linear, optim__schedule="constant")
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [
+        ("train.eval_every", 7, 3), ("train.best", "l1", "psnr"), ("eval.examples", 5, 4),
+        ("eval.ema", False, True), ("eval.norm_stats", "batch", "running"),
+        ("eval.dropout", True, False), ("eval.split", "", "test"),
+    ],
+)  # fmt: skip
+def test_evaluation_may_not_change_where_the_rates_follow_it(key, old, new):
+    plateau = {"optim.schedule": "plateau"}
+    change = {key.replace(".", "__"): new}
+    assert _changes(plateau, **change) == [(key, old, new)]
+    assert _changes({"optim.schedule": "linear"}, **change) == []
+
+
+def test_plateau_leaves_the_length_and_other_intervals_free():
+    plateau = {"optim.schedule": "plateau"}
+    assert _changes(plateau, train__steps=99, train__epochs=3.0) == []
+    for name in ("log", "sample", "save"):
+        assert _changes(plateau, **{f"train__{name}_every": 99}) == []
 
 
 # --- task configs --------------------------------------------------------------------------------

@@ -103,10 +103,14 @@ def test_one_mistake(flag, says):
     assert says in problem
 
 
-def test_what_is_needed():
+def test_what_is_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert any(p.startswith("--workdir: needed") for p in _problems(CONFIG))
     assert any(p.startswith("--config: needed") for p in _problems("--workdir=w"))
     assert len(_problems()) == 2
+    # Only a workdir that was named lends its config.
+    report.write_json(tmp_path / "config.json", get_config().to_dict())
+    assert [p.split(":")[0] for p in _problems()] == ["--workdir", "--config"]
 
 
 def test_key_type_value_and_folder_at_once():
@@ -153,6 +157,57 @@ def test_a_config_file_with_a_mistake(tmp_path, text, line, says):
         assert f"{path}:{line}: " in problem
 
 
+WITH_ARGUMENT = (
+    "from p2p_jax.config import base\n\n\ndef get_config(steps):\n    c = base()\n"
+    "    c.data.source = 'synthetic'\n    c.mesh.devices = 1\n"
+    "    c.train.steps = {'few': 7, 'many': 70}[steps]\n    return c\n"
+)
+
+
+@pytest.fixture
+def task(tmp_path):
+    path = tmp_path / "task.py"
+    path.write_text(WITH_ARGUMENT)
+    return path
+
+
+@pytest.mark.parametrize(("argument", "steps"), [("few", 7), ("many", 70)])
+def test_a_config_file_may_take_an_argument(task, argument, steps):
+    assert parse([f"--config={task}:{argument}", "--workdir=w"]).config.train.steps == steps
+    two_words = ["--config", f"{task}:{argument}", "--workdir=w", "--config.train.steps=8"]
+    assert parse(two_words).config.train.steps == 8
+
+
+def test_an_argument_that_is_missing_or_too_much(task, tmp_path):
+    (problem,) = _problems(f"--config={task}", "--workdir=w")
+    assert problem.startswith(f"--config: {task}: ")
+    assert "get_config() missing 1 required positional argument: 'steps'" in problem
+    plain = tmp_path / "plain.py"
+    plain.write_text(HEAD + "    return c\n")
+    (problem,) = _problems(f"--config={plain}:few", "--workdir=w")
+    assert problem.startswith(f"--config: {plain}: ")
+    assert "get_config() takes 0 positional arguments but 1 was given" in problem
+
+
+def test_an_argument_that_the_file_does_not_know(task):
+    (problem,) = _problems(f"--config={task}:fw", "--workdir=w")
+    assert problem == f"--config: {task}:8: 'fw'"
+
+
+def test_a_file_whose_name_has_a_colon_takes_none(tmp_path):
+    """The file that there is comes first."""
+    path = tmp_path / "task.py:few"
+    path.write_text(WITH_ARGUMENT)
+    (problem,) = _problems(f"--config={path}", "--workdir=w")
+    assert problem == f"--config: {path} is not a Python file"
+
+
+def test_a_file_that_is_missing_is_named_without_its_argument(task):
+    missing = task.with_name("tusk.py")
+    (problem,) = _problems(f"--config={missing}:few", "--workdir=w")
+    assert f"--config: {missing} is not a file; did you mean {task}?" in problem
+
+
 def test_overrides_are_checked_even_when_the_file_is_not_one(tmp_path):
     (tmp_path / "facades.py").write_text(HEAD + "    return c\n")
     missing = tmp_path / "facade.py"
@@ -170,6 +225,36 @@ def test_a_config_of_other_keys_than_base(tmp_path):
     problems = _problems(f"--config={path}", "--workdir=w")
     assert len(problems) == 1 and str(path) in problems[0]
     assert "steps: no such key; did you mean train.steps?" in problems[0]
+
+
+# --- the workdir's own config --------------------------------------------------------------------
+
+
+def test_training_without_a_config_goes_on_with_the_saved_one(workdir):
+    command = parse([f"--workdir={workdir}"])
+    assert command.mode == "train"
+    assert flatten(command.config) == flatten(get_config())
+    command = parse([f"--workdir={workdir}", "--config.train.steps=99"])
+    assert flatten(command.config) == flatten(get_config()) | {"train.steps": 99}
+
+
+def test_the_saved_config_is_checked_for_training_too(workdir):
+    """What only training needs is left out of an evaluation, but not of this."""
+    flags = [f"--workdir={workdir}", "--config.train.batch_size=6"]
+    (problem,) = _problems(*flags)
+    assert problem.startswith("train.batch_size: 6 does not divide over 4 devices")
+    assert parse(["--mode=eval", *flags]).config.train.batch_size == 6
+
+
+def test_a_config_that_is_given_wins_over_the_saved_one(workdir, task):
+    assert parse([f"--workdir={workdir}", f"--config={task}:few"]).config.train.steps == 7
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"train": {"stesp": 3}}'])
+def test_a_saved_config_that_does_not_do_is_named(workdir, text):
+    (workdir / "config.json").write_text(text)
+    (problem,) = _problems(f"--workdir={workdir}")
+    assert str(workdir / "config.json") in problem
 
 
 # --- evaluation ----------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def _from(folder):
     ("flags", "says"),
     [
         (["--config.train.stesp=3"], "--config.train.stesp: no such key; did you mean train.steps"),
-        (["--config.model.generator.name=unett"], "'unett' is not one of unet, unet_upsample; did"),
+        (["--config.model.generator.name=unett"], "'unett' is not one of unet, unet_upsample, "),
         (["--config.data.load_size=16,64"], "height 32 is larger than data.load_size's 16"),
         (["--config.data.source=folder"], "data.path: '' is empty; give the folder that holds"),
         (["--config.data.crop_size=40,32", "--config.data.load_size=64"], "multiples of 16: "),
@@ -150,7 +150,7 @@ def test_a_mistake_in_the_config_file(capsys, tmp_path, mistake, says):
 
 def test_help(capsys):
     assert main(["--help"]) == 0
-    assert "--config=FILE --workdir=DIR" in capsys.readouterr().out
+    assert "--config=FILE[:ARGUMENT] --workdir=DIR" in capsys.readouterr().out
 
 
 # --- a workdir of another run --------------------------------------------------------------------
@@ -165,6 +165,19 @@ def trained(tmp_path):
     return workdir
 
 
+@pytest.fixture
+def started(monkeypatch):
+    """What would be trained, instead of training."""
+    found = {}
+
+    def train(experiment, workdir, console, changes):
+        found.update(experiment=experiment, changes=changes)
+        return 0
+
+    monkeypatch.setattr("p2p_jax.train.train", train)
+    return found
+
+
 @pytest.mark.usefixtures("nothing_compiles")
 def test_another_config_is_refused_field_by_field(capsys, trained):
     before = files(trained)
@@ -177,14 +190,7 @@ def test_another_config_is_refused_field_by_field(capsys, trained):
     assert files(trained) == before
 
 
-def test_another_config_on_request(trained, monkeypatch):
-    started = {}
-
-    def train(experiment, workdir, console, changes):
-        started.update(experiment=experiment, changes=changes)
-        return 0
-
-    monkeypatch.setattr("p2p_jax.train.train", train)
+def test_another_config_on_request(trained, started, monkeypatch):
     monkeypatch.setattr("p2p_jax.train.make_train_step", None)
     argv = [CONFIG, f"--workdir={trained}", "--config.seed=3", "--config.train.steps=99"]
     assert main([*argv, "--allow_config_change"]) == 0
@@ -193,6 +199,65 @@ def test_another_config_on_request(trained, monkeypatch):
     # The length alone is free.
     assert main([CONFIG, f"--workdir={trained}", "--config.train.steps=99"]) == 0
     assert started["changes"] == {}
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+def test_training_goes_on_with_the_saved_config(trained, started):
+    saved = get_config().to_dict() | {"seed": 5}
+    report.write_json(trained / "config.json", saved)
+    assert main([f"--workdir={trained}", "--config.train.steps=99"]) == 0
+    assert started["experiment"].seed == 5 and started["experiment"].train.steps == 99
+    assert started["changes"] == {}
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+def test_an_override_of_the_saved_config_is_a_change_too(capsys, trained):
+    before = files(trained)
+    assert main([f"--workdir={trained}", "--config.seed=3"]) == 2
+    assert "error: seed: 0 so far, 3 now" in capsys.readouterr().err
+    assert files(trained) == before
+
+
+@pytest.fixture
+def begun(trained):
+    """A workdir of networks that have not been trained here."""
+    (trained / "checkpoints" / "3").rename(trained / "checkpoints" / "0")
+    return trained
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+def test_before_the_first_step_training_may_still_change(begun, started):
+    flags = ["--config.seed=3", "--config.loss.l1=7", "--config.train.batch_size=8",
+             "--config.optim.schedule=linear", "--config.data.flip=false"]  # fmt: skip
+    assert main([CONFIG, f"--workdir={begun}", *flags]) == 0
+    assert started["experiment"].seed == 3 and started["changes"] == {}
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("model.generator.norm=group", "model.generator.norm: 'batch' so far, 'group' now"),
+        ("model.init=xavier", "model.init: 'normal' so far, 'xavier' now"),
+        ("data.channels=1,3", "data.channels: (3, 3) so far, (1, 3) now"),
+        ("data.task=colorize", "data.task: 'translate' so far, 'colorize' now"),
+        ("train.precision=bfloat16", "train.precision: 'float32' so far, 'bfloat16' now"),
+        ("train.ema_decay=0.5", "train.ema_decay: 0.9 so far, 0.5 now"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_compiles")
+def test_but_not_the_networks(capsys, begun, flag, says):
+    before = files(begun)
+    assert main([CONFIG, f"--workdir={begun}", f"--config.{flag}", "--config.seed=3"]) == 2
+    err = capsys.readouterr().err
+    assert f"error: {says}" in err and "seed: " not in err
+    assert files(begun) == before
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+def test_a_step_beside_step_0_holds_the_whole_config(capsys, begun):
+    (begun / "checkpoints" / "5").mkdir()
+    assert main([CONFIG, f"--workdir={begun}", "--config.loss.l1=7"]) == 2
+    assert "error: loss.l1: 100.0 so far, 7.0 now" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_share_a_workdir(capsys, tmp_path):

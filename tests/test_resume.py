@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -113,6 +114,34 @@ def test_without_the_compilation_cache_as_well(tmp_path):
     train_to(tmp_path, 75, at=5, signals=(signal.SIGTERM,), env=env)
     train_to(tmp_path, 0, env=env)
     _assert_same_run(finished()[0], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_plateau_goes_on_where_it_stood(tmp_path):
+    """Its count of evaluations without progress and its factor are in the checkpoint."""
+    flags = (
+        "--config.optim.schedule=plateau", "--config.optim.patience=1",
+        "--config.train.eval_every=1", "--config.optim.gen.lr=1e-5",  # too slow for progress
+    )  # fmt: skip
+    whole, parts, constant = (tmp_path / name for name in ("whole", "parts", "constant"))
+    train_to(whole, 0, *flags)
+    train_to(parts, 75, *flags, at=9, signals=(signal.SIGTERM,))
+    stood = _plateau(parts, 9)
+    assert "resumed at step 9" in train_to(parts, 0, *flags)
+    _assert_same_run(whole, parts)
+    assert _plateau(parts, STEPS) == _plateau(whole, STEPS)
+    # It had something to lose: rates had fallen, and that shows in the weights.
+    assert 0 < stood["scale"] < 1 and stood["best"] > 0
+    train_to(constant, 0, *flags, "--config.optim.decay_factor=1")
+    kept, fallen = (arrays(workdir, STEPS) for workdir in (constant, whole))
+    for net in ("gen/params", "train/disc/params"):
+        assert any((kept[k] != fallen[k]).any() for k in fallen if k.startswith(net))
+
+
+def _plateau(workdir, step):
+    """What a checkpoint holds of the plateau."""
+    found = json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+    return found["plateau"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import jax
@@ -24,11 +25,12 @@ from helpers import (
     tiny_gan,
 )
 
-from p2p_jax.losses import RECONSTRUCTION
+from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.mesh import make_mesh
 from p2p_jax.models.conv import Policy, conv_down, conv_up
+from p2p_jax.objectives import HYPER
 from p2p_jax.state import TrainState, init
-from p2p_jax.step import HYPER, make_sample, make_train_step
+from p2p_jax.step import make_sample, make_train_step
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def plain_update(gan, state, source, target, row, stale=False):
 
     def judge(params, stats, image):
         variables = {"params": params, "stats": stats}
-        logits, new = gan.discriminator.apply(variables, source, image, mutable=["stats"])
+        ((*_, logits),), new = gan.discriminator.apply(variables, source, image, mutable=["stats"])
         return logits, new["stats"]
 
     def adam(net, grads, lr):
@@ -385,6 +387,14 @@ def test_samples_without_dropout_need_no_identity(x64):
 
 def test_columns_and_names_keep_their_order():
     """Schedules write the columns by place, and logs read the losses by place."""
-    assert HYPER == ("gen_lr", "disc_lr", "disc", "gan", "l1", "l2")
+    assert HYPER == (
+        *("gen_lr", "disc_lr", "disc", "gan", "gradient_penalty", "feature_matching"),
+        *("l1", "l2", "smooth_l1", "charbonnier", "ssim"),
+    )
     gan = tiny_gan(Policy(), reconstruction=tuple(RECONSTRUCTION.items()))
-    assert gan.metric_names == ("loss/disc", "loss/gen_gan", "loss/gen_l1", "loss/gen_l2")
+    pixels = tuple(f"loss/gen_{name}" for name in ("l1", "l2", "smooth_l1", "charbonnier", "ssim"))
+    assert gan.metric_names == ("loss/disc", "loss/gen_gan", *pixels)
+    gan = dataclasses.replace(gan, adversarial=ADVERSARIAL["wgan-gp"], feature_matching=True)
+    assert gan.metric_names == (
+        *("loss/disc", "loss/disc_penalty", "loss/gen_gan", "loss/gen_feature_matching"), *pixels,
+    )  # fmt: skip

@@ -30,7 +30,8 @@ from p2p_jax.train import Losses, NotFinite, plan
 
 OPTIONS = TrainOptions(
     batch_size=4, steps=STEPS, steps_per_dispatch=4, shuffle=True, cache="none", threads=1,
-    log_every=4, eval_every=7, sample_every=9, save_every=5, keep=2, best="l1",
+    log_every=4, eval_every=7, sample_every=9, save_every=5, keep=2, best="l1", init_from="",
+    init_nets="both",
 )  # fmt: skip
 LOSSES = ("loss/disc", "loss/gen_gan", "loss/gen_l1")
 

@@ -3,7 +3,7 @@
 Arrays are `[b, h, w, c]`. Kernels keep the plain layout `[kh, kw, in, out]` whatever form computes
 them, so a checkpoint does not know which form trained it.
 
-The 4x4 stride-2 convolution (padding 1) and its transpose have two forms:
+The 4x4 or 3x3 stride-2 convolution (padding 1) and its transpose have two forms:
 
 * `plain`: one strided or dilated `lax.conv_general_dilated`, as every framework does it.
 * `polyphase`: space-to-depth and a 2x2 convolution, or a 2x2 convolution and depth-to-space.
@@ -138,6 +138,11 @@ def depth_to_space(x: Array) -> Array:
     return x.reshape(b, 2 * h, 2 * w, c // 4)
 
 
+def _as_4x4(w: Array) -> Array:
+    """A 3x3 kernel as the 4x4 one that, at stride 2 and padding 1, does the same."""
+    return w if w.shape[0] == 4 else jnp.pad(w, ((0, 1), (0, 1), (0, 0), (0, 0)))
+
+
 def _phase_kernel(w: Array) -> Array:
     """A `[4, 4, c, o]` kernel as the `[2, 2, 4c, o]` kernel of the space-to-depth image."""
     c, o = w.shape[2:]
@@ -145,11 +150,12 @@ def _phase_kernel(w: Array) -> Array:
 
 
 def conv_down(x: Array, w: Array, policy: Policy) -> Array:
-    """4x4 convolution, stride 2, padding 1: halves the size.
+    """4x4 or 3x3 convolution, stride 2, padding 1: halves the size.
 
     Args:
-      x: `[b, h, w, c]`, at least 2x2; an odd size loses its last row or column, as in PyTorch.
-      w: `[4, 4, c, o]`.
+      x: `[b, h, w, c]`, at least 2x2. With a 4x4 kernel an odd size loses its last row or column,
+        as in PyTorch; a 3x3 kernel wants even sizes.
+      w: `[4, 4, c, o]` or `[3, 3, c, o]`.
       policy: form, precision and gradients.
 
     Returns:
@@ -160,16 +166,17 @@ def conv_down(x: Array, w: Array, policy: Policy) -> Array:
     # An odd size gets no padding behind: the window that would read it has no room.
     spatial = [(1, 1 - size % 2, 0) for size in x.shape[1:3]]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
-    return conv(space_to_depth(x), _phase_kernel(w), ((0, 0), (0, 0)), policy)
+    return conv(space_to_depth(x), _phase_kernel(_as_4x4(w)), ((0, 0), (0, 0)), policy)
 
 
 def conv_up(x: Array, w: Array, policy: Policy) -> Array:
-    """4x4 transposed convolution, stride 2, padding 1: doubles the size.
+    """4x4 or 3x3 transposed convolution, stride 2, padding 1: doubles the size.
 
     Args:
       x: `[b, h, w, c]`.
       w: `[4, 4, c, o]`, PyTorch's `ConvTranspose2d` weight transposed (2, 3, 0, 1) and unflipped:
-        output row `2i + k - 1` receives input row `i` times kernel row `k`.
+        output row `2i + k - 1` receives input row `i` times kernel row `k`. Or `[3, 3, c, o]`, as
+        there with an output padding of 1.
       policy: form, precision and gradients.
 
     Returns:
@@ -177,6 +184,7 @@ def conv_up(x: Array, w: Array, policy: Policy) -> Array:
     """
     if policy.form == "plain":
         return _plain_up(x, w, policy)
+    w = _as_4x4(w)
     c, o = w.shape[2:]
     # Kernel rows (0, 1) belong to input row i, rows (2, 3) to row i - 1; within a pair the first
     # row makes output row 2i - 1 and the second output row 2i.
@@ -192,11 +200,12 @@ def _plain_down(x: Array, w: Array, policy: Policy) -> Array:
 
 @_with_gradients_of(conv_up)
 def _plain_up(x: Array, w: Array, policy: Policy) -> Array:
+    before = w.shape[0] - 2
     return lax.conv_general_dilated(
         x,
         w[::-1, ::-1],
         (1, 1),
-        ((2, 2), (2, 2)),
+        ((before, 2), (before, 2)),
         lhs_dilation=(2, 2),
         dimension_numbers=_DIMS,
         precision=policy.precision,
@@ -223,3 +232,54 @@ def upsample_conv(x: Array, w: Array, policy: Policy) -> Array:
         a, b, c = (lax.index_in_dim(w, k, axis, keepdims=True) for k in range(3))
         w = jnp.concatenate([c, b + c, a + b, a], axis)
     return conv_up(x, w, policy)
+
+
+def bilinear_conv(x: Array, w: Array, policy: Policy) -> Array:
+    """Bilinear doubling (half-pixel centres, edges repeated), then a 3x3 convolution of padding 1.
+
+    Args:
+      x: `[b, h, w, c]`.
+      w: `[3, 3, c, o]`.
+      policy: precision and gradients.
+
+    Returns:
+      `[b, 2h, 2w, o]`.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        edges = [(1, 1) if a == axis else (0, 0) for a in range(4)]
+        wide = jnp.pad(x, edges, mode="edge")
+        before, after = (lax.slice_in_dim(wide, k, k + n, axis=axis) for k in (0, 2))
+        x = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis + 1)
+        x = x.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 2 :])
+    return conv(x, w, ((1, 1), (1, 1)), policy)
+
+
+def shuffle_conv(x: Array, w: Array, policy: Policy) -> Array:
+    """3x3 convolution of padding 1 to four phases, then depth-to-space (Shi et al. 2016).
+
+    Args:
+      x: `[b, h, w, c]`.
+      w: `[3, 3, c, 4o]`, its outputs ordered (row, column, o).
+      policy: precision and gradients.
+
+    Returns:
+      `[b, 2h, 2w, o]`.
+    """
+    return depth_to_space(conv(x, w, ((1, 1), (1, 1)), policy))
+
+
+def reflect_conv(x: Array, w: Array, policy: Policy) -> Array:
+    """Stride-1 convolution with an odd kernel, the image mirrored about its outermost pixels.
+
+    Args:
+      x: `[b, h, w, c]`, larger than half the kernel.
+      w: `[k, k, c, o]`.
+      policy: precision and gradients.
+
+    Returns:
+      `[b, h, w, o]`.
+    """
+    reach = w.shape[0] // 2
+    x = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="reflect")
+    return conv(x, w, ((0, 0), (0, 0)), policy)

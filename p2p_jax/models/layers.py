@@ -1,4 +1,4 @@
-"""Layers shared by all networks: convolution modules, grouped normalisation, keyed dropout.
+"""Layers shared by all networks: convolution modules, dropout and noise by keys.
 
 Arrays are `[b, h, w, c]`.
 """
@@ -6,159 +6,232 @@ Arrays are `[b, h, w, c]`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from p2p_jax.models.conv import Array, Policy, conv, conv_down, conv_up, upsample_conv
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratorOptions:
-    """What a config says of a generator; the keys are explained in `config.base`."""
-
-    name: str
-    depth: int
-    base_features: int
-    features: tuple[int, ...]
-    upsample: str
-    norm: str
-    norm_group: int
-    bias: str
-    skips: bool
-    dropout: tuple[int, ...]
+from p2p_jax.models import conv as convs
+from p2p_jax.models.conv import Array, Policy
+from p2p_jax.models.norms import Normal, norm_layer
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscriminatorOptions:
-    """What a config says of a discriminator; the keys are explained in `config.base`."""
+class Style:
+    """What all layers of a network have in common; the keys are explained in `config.base`.
 
-    name: str
-    layers: int
-    base_features: int
-    norm: str
-    norm_group: int
+    Attributes:
+      policy: how they compute.
+      axis: the mesh axis that splits the batch.
+      norm: `batch`, `instance`, `instance_affine`, `group`, `layer` or `none`.
+      norm_group: examples that share the statistics of `batch`; 0 is the whole batch.
+      norm_eps: added to variances.
+      norm_momentum: share of the old running statistics of `batch` that is kept.
+      norm_scale_std: deviation of the first scales from 1.
+      bias: which convolutions have one; see `biased`.
+      slope: of LeakyReLU below zero.
+      init: how the first kernels are drawn; see `kernel_init`.
+      init_gain: their scale.
+      spectral: kernels are divided by their largest singular value.
+    """
+
+    policy: Policy
+    axis: str | None = None
+    norm: str = "batch"
+    norm_group: int = 1
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.9
+    norm_scale_std: float = 0.02
+    bias: str = "auto"
+    slope: float = 0.2
+    init: str = "normal"
+    init_gain: float = 0.02
+    spectral: bool = False
+
+    def but(self, **changes) -> Style:
+        """The same with other values."""
+        return dataclasses.replace(self, **changes)
+
+    def settled(self, bias: str) -> Style:
+        """The same with `auto` settled: `bias`, or `all` with instance norm, as in the reference.
+
+        Instance norm without parameters takes every constant out, so only there does the reference
+        give biases to convolutions that a norm follows.
+        """
+        if self.bias != "auto":
+            return self
+        return self.but(bias="all" if self.norm == "instance" else bias)
+
+
+def biased(style: Style, normed: bool, first: bool = False, last: bool = False) -> bool:
+    """Whether a convolution has a bias.
+
+    Args:
+      style: its `bias` is `all`, `first`, `last`, `ends` (both), or `unnormed`: where no norm
+        follows.
+      normed: whether a norm follows.
+      first: it is the network's first.
+      last: it is its last.
+    """
+    return {
+        "all": True,
+        "first": first,
+        "last": last,
+        "ends": first or last,
+        "unnormed": not normed,
+    }[style.bias]
+
+
+BIASES = ("auto", "all", "first", "last", "ends", "unnormed")
+
+
+class Kind(NamedTuple):
+    """A way to convolve.
+
+    Attributes:
+      size: of the square kernel.
+      fn: of (x, kernel, policy).
+      phases: outputs of the kernel for each feature.
+      transposed: whether the kernel spreads an input, rather than gathers an output.
+    """
+
+    size: int
+    fn: Callable[[Array, Array, Policy], Array]
+    phases: int = 1
+    transposed: bool = False
+
+
+KINDS = {
+    "conv": Kind(4, lambda x, w, policy: convs.conv(x, w, ((1, 1), (1, 1)), policy)),
+    "point": Kind(1, lambda x, w, policy: convs.conv(x, w, ((0, 0), (0, 0)), policy)),
+    "reflect3": Kind(3, convs.reflect_conv),
+    "reflect7": Kind(7, convs.reflect_conv),
+    "down": Kind(4, convs.conv_down),
+    "down3": Kind(3, convs.conv_down),
+    "up": Kind(4, convs.conv_up, transposed=True),
+    "up3": Kind(3, convs.conv_up, transposed=True),
+    "nearest": Kind(3, convs.upsample_conv),
+    "bilinear": Kind(3, convs.bilinear_conv),
+    "pixel_shuffle": Kind(3, convs.shuffle_conv, phases=4),
+}
 
 
 class Conv(nn.Module):
-    """A convolution, stride 1 or 4x4 stride 2, or one of the two ways to double the size.
+    """A convolution.
 
     Attributes:
       features: output channels.
-      kind: `conv` (4x4, stride 1, padding 1), `down` (4x4, stride 2), `up` (4x4 transposed,
-        stride 2), `nearest` (nearest-neighbour doubling and a 3x3 convolution).
+      kind: `conv` (4x4, stride 1, padding 1), `point` (1x1), `reflect3`, `reflect7` (stride 1, the
+        image mirrored at its border), `down`, `down3` (4x4 or 3x3, stride 2), or one that doubles
+        the size: `up`, `up3` (transposed), `nearest`, `bilinear`, `pixel_shuffle` (each 3x3).
       bias: whether a bias is added; zero at first.
-      policy: how it computes.
+      style: how it computes and is drawn.
     """
 
     features: int
     kind: str
     bias: bool
-    policy: Policy
+    style: Style
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[b, h, w, c]` to `[b, h', w', features]`."""
-        policy, dtype = self.policy, jnp.dtype(self.policy.dtype)
-        size = 3 if self.kind == "nearest" else 4
+        policy, kind = self.style.policy, KINDS[self.kind]
+        dtype = jnp.dtype(policy.dtype)
+        shape = (kind.size, kind.size, x.shape[-1], kind.phases * self.features)
         kernel = self.param(
-            "kernel", normal(0.02), (size, size, x.shape[-1], self.features), policy.param_dtype
+            "kernel", kernel_init(self.style, kind.transposed), shape, policy.param_dtype
         )
-        x, kernel = x.astype(dtype), kernel.astype(dtype)
-        if self.kind == "conv":
-            y = conv(x, kernel, ((1, 1), (1, 1)), policy)
-        else:
-            fn = {"down": conv_down, "up": conv_up, "nearest": upsample_conv}[self.kind]
-            y = fn(x, kernel, policy)
+        if self.style.spectral:
+            kernel = kernel / self._largest_singular_value(kernel)
+        y = kind.fn(x.astype(dtype), kernel.astype(dtype), policy)
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), policy.param_dtype)
             y = y + bias.astype(dtype).reshape(1, 1, 1, -1)
         return y
 
+    def _largest_singular_value(self, kernel: Array) -> Array:
+        """An estimate by one round of the power method a pass (Miyato et al. 2018, algorithm 1)."""
 
-def normal(stddev: float, mean: float = 0.0) -> Any:
-    """Initialiser N(mean, stddev), drawn in 32 bits so that x64 does not change the draw."""
+        def unit(vector: Array) -> Array:
+            return vector / jnp.maximum(jnp.sqrt(jnp.sum(vector * vector)), 1e-12)
 
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        return (mean + stddev * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+        def first() -> Array:
+            drawn = jax.random.normal(self.make_rng("params"), kernel.shape[-1:], jnp.float32)
+            return unit(drawn.astype(kernel.dtype))
+
+        left = self.variable("stats", "left", first)
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        fixed = jax.lax.stop_gradient(matrix)
+        right = unit(_product(fixed, left.value))
+        new = unit(_product(fixed.T, right))
+        if self.is_mutable_collection("stats") and not self.is_initializing():
+            left.value = new
+        return jnp.sum(new * _product(matrix.T, right))
+
+
+def _product(matrix: Array, vector: Array) -> Array:
+    return jnp.matmul(matrix, vector, precision="highest")
+
+
+def kernel_init(style: Style, transposed: bool) -> Callable[..., Array]:
+    """Draws kernels `[kh, kw, in, out]`, in 32 bits so that x64 does not change the draw.
+
+    `normal` is N(0, gain); `xavier` (Glorot and Bengio 2010) and `orthogonal` (Saxe et al. 2014)
+    are scaled by the gain; `kaiming` (He et al. 2015) takes none. Transposed kernels count their
+    outputs as inputs, as the reference does.
+    """
+
+    def init(key: Array, shape: tuple[int, ...], dtype: str) -> Array:
+        area = shape[0] * shape[1]
+        fan_in, fan_out = shape[2] * area, shape[3] * area
+        if transposed:
+            fan_in, fan_out = fan_out, fan_in
+        if style.init == "orthogonal":
+            draw = nn.initializers.orthogonal(style.init_gain, column_axis=2 if transposed else 3)
+            return draw(key, shape, jnp.float32).astype(dtype)
+        stddev = {
+            "normal": style.init_gain,
+            "xavier": style.init_gain * math.sqrt(2 / (fan_in + fan_out)),
+            "kaiming": math.sqrt(2 / fan_in),
+        }[style.init]
+        return Normal(0.0, stddev)(key, shape, dtype)
 
     return init
 
 
-class BatchNorm(nn.Module):
-    """Batch normalisation with statistics per group of consecutive examples.
+INITIALISERS = ("normal", "xavier", "kaiming", "orthogonal")
 
-    With `group=1` every image is normalised by its own statistics: the paper's batch size 1, at any
-    batch size. Ioffe and Szegedy 2015; eps and momentum as in PyTorch (0.1 there is 0.9 here).
+
+class ConvNorm(nn.Module):
+    """A convolution and, where wanted, its normalisation.
 
     Attributes:
-      group: examples per group; 0 is the whole batch, over all devices of `axis`.
-      policy: how it computes; statistics are at least float32.
-      axis: the mesh axis that splits the batch, needed by `group=0` alone.
-      eps: added to the variance.
-      momentum: share of the old running statistics that is kept.
+      features: output channels.
+      kind: see `Conv`.
+      style: see `Style`.
+      normed: whether the style's norm follows, if it has one.
+      first: the convolution is the network's first.
+      last: it is its last.
     """
 
-    group: int
-    policy: Policy
-    axis: str | None = None
-    eps: float = 1e-5
-    momentum: float = 0.9
+    features: int
+    kind: str
+    style: Style
+    normed: bool = True
+    first: bool = False
+    last: bool = False
 
     @nn.compact
     def __call__(self, x: Array, running: bool) -> Array:
-        """Normalises `[b, h, w, c]`; `running` uses the stored statistics and updates nothing.
-
-        Raises:
-          ValueError: the batch is not a whole number of groups.
-        """
-        b, c = x.shape[0], x.shape[-1]
-        param_dtype = self.policy.param_dtype
-        scale = self.param("scale", normal(0.02, mean=1.0), (c,), param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, (c,), param_dtype)
-        mean_avg = self.variable("stats", "mean", jnp.zeros, (c,), param_dtype)
-        var_avg = self.variable("stats", "var", jnp.ones, (c,), param_dtype)
-        group = b if running else self.group or b
-        if b % group:
-            raise ValueError(f"norm_group={group} does not divide the {b} examples of a device")
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        y = y.reshape(b // group, group, *x.shape[1:])
-        if running:
-            mean, var = (v.value.reshape(1, 1, 1, 1, c) for v in (mean_avg, var_avg))
-        else:
-            mean, var = self._statistics(y)
-            if self.is_mutable_collection("stats") and not self.is_initializing():
-                self._update(mean_avg, var_avg, mean, var, y)
-        y = (y - mean) * lax.rsqrt(var + self.eps)
-        y = y * scale.reshape(1, 1, 1, 1, c) + bias.reshape(1, 1, 1, 1, c)
-        return y.reshape(x.shape).astype(x.dtype)
-
-    @property
-    def _across(self) -> str | None:
-        """The mesh axis that statistics are averaged over, where they are."""
-        return self.axis if self.group == 0 and not self.is_initializing() else None
-
-    def _statistics(self, y: Array) -> tuple[Array, Array]:
-        across = self._across
-
-        def mean_of(value: Array) -> Array:
-            value = value.mean((1, 2, 3), keepdims=True)
-            return lax.pmean(value, across) if across else value
-
-        mean = mean_of(y)
-        return mean, mean_of(jnp.square(y - mean))
-
-    def _update(self, mean_avg, var_avg, mean, var, y) -> None:
-        """Moves the running statistics towards this batch's, averaged over its groups."""
-        across = self._across
-        count = y.shape[1] * y.shape[2] * y.shape[3] * (lax.axis_size(across) if across else 1)
-        unbias = count / max(count - 1, 1)  # PyTorch stores the unbiased variance
-        for avg, new in ((mean_avg, mean), (var_avg, var * unbias)):
-            new = new.mean((0, 1, 2, 3)).astype(avg.value.dtype)
-            avg.value = self.momentum * avg.value + (1 - self.momentum) * new
+        """`[b, h, w, c]` to `[b, h', w', features]`."""
+        normed = self.normed and self.style.norm != "none"
+        bias = biased(self.style, normed, self.first, self.last)
+        x = Conv(self.features, self.kind, bias, self.style, name="conv")(x)
+        return norm_layer(self.style, name="norm")(x, running) if normed else x
 
 
 def dropout(x: Array, keys: Array | None, index: int, rate: float = 0.5) -> Array:
@@ -168,7 +241,7 @@ def dropout(x: Array, keys: Array | None, index: int, rate: float = 0.5) -> Arra
       x: activations.
       keys: `[b]` typed keys, one per example, so that a mask does not depend on how the batch is
         laid out over devices; None leaves `x` alone.
-      index: which dropout layer of the network this is.
+      index: which dropout layer of the network this is, from 1.
       rate: probability of zero.
 
     Returns:
@@ -185,31 +258,24 @@ def dropout(x: Array, keys: Array | None, index: int, rate: float = 0.5) -> Arra
     return jnp.where(jax.vmap(kept)(keys), x / (1 - rate), jnp.zeros((), x.dtype))
 
 
-class ConvNorm(nn.Module):
-    """A convolution and, unless `norm` is `none`, its normalisation.
+def with_noise(x: Array, keys: Array | None, channels: int) -> Array:
+    """Appends `channels` of Gaussian noise N(0, 1) to `[b, h, w, c]`.
 
-    Attributes:
-      features: output channels.
-      kind: see `Conv`.
-      bias: whether the convolution has a bias.
-      norm: `batch` or `none`.
-      norm_group: see `BatchNorm.group`.
-      policy: how it computes.
-      axis: the mesh axis that splits the batch.
+    Args:
+      x: images.
+      keys: `[b]` typed keys, as for `dropout`; without them the noise is its mean, zero.
+      channels: how many; 0 leaves `x` alone.
+
+    Returns:
+      `[b, h, w, c + channels]`.
     """
-
-    features: int
-    kind: str
-    bias: bool
-    norm: str
-    norm_group: int
-    policy: Policy
-    axis: str | None
-
-    @nn.compact
-    def __call__(self, x: Array, running: bool) -> Array:
-        """`[b, h, w, c]` to `[b, h', w', features]`."""
-        x = Conv(self.features, self.kind, self.bias, self.policy, name="conv")(x)
-        if self.norm == "batch":
-            x = BatchNorm(self.norm_group, self.policy, self.axis, name="norm")(x, running)
+    if not channels:
         return x
+    shape = (*x.shape[1:3], channels)
+    if keys is None:
+        noise = jnp.zeros((x.shape[0], *shape), x.dtype)
+    else:
+        # The index that no dropout layer has.
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+    return jnp.concatenate([x, noise.astype(x.dtype)], -1)

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from p2p_jax.mesh import AXIS, make_mesh
 from p2p_jax.models.conv import Policy
-from p2p_jax.models.layers import BatchNorm, Conv, ConvNorm, dropout
+from p2p_jax.models.layers import Conv, ConvNorm, Style, dropout
+from p2p_jax.models.norms import BatchNorm
 
 SHAPE = (4, 5, 6, 3)
 
@@ -143,7 +144,7 @@ def test_the_whole_batch_is_that_of_all_devices(x64):
 
 @pytest.mark.parametrize("kind", ["conv", "down", "up", "nearest"])
 def test_bias_is_added_in_the_type_of_activations(kind):
-    module = Conv(4, kind, True, Policy(dtype="bfloat16", precision="default"))
+    module = Conv(4, kind, True, Style(Policy(dtype="bfloat16", precision="default")))
     x = jnp.ones((1, 4, 4, 3))
     v = quick_jit(module.init)(jax.random.key(0), x)
     assert v["params"]["kernel"].dtype == v["params"]["bias"].dtype == jnp.float32
@@ -158,7 +159,8 @@ def test_bias_is_added_in_the_type_of_activations(kind):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_only_what_is_asked_for_has_parameters(bias, norm):
-    module = ConvNorm(4, "down", bias, norm, 1, Policy(), None)
+    style = Style(Policy(), norm=norm, bias="all" if bias else "last")
+    module = ConvNorm(4, "down", style)
     v = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.ones((1, 4, 4, 3)), False))
     assert set(v["params"]) == ({"conv", "norm"} if norm == "batch" else {"conv"})
     assert set(v["params"]["conv"]) == ({"kernel", "bias"} if bias else {"kernel"})

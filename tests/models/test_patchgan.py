@@ -22,9 +22,18 @@ PUBLISHED = {
 
 
 def shapes(net, height, width):
-    """Shapes of variables and logits of one image."""
+    """Shapes of logits and variables of one image."""
     image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    return jax.eval_shape(lambda *a: net.init_with_output(jax.random.key(0), *a), image, image)
+    ((*_, logits),), variables = jax.eval_shape(
+        lambda *a: net.init_with_output(jax.random.key(0), *a), image, image
+    )
+    return logits, variables
+
+
+def logits_of(net, *args):
+    """The logits alone: the last of what the layers of its one scale make."""
+    ((*_, logits),) = net.apply(*args)
+    return logits
 
 
 @pytest.mark.parametrize("layers", PUBLISHED)
@@ -32,35 +41,36 @@ def test_published_sizes(layers):
     field, patches, parameters = PUBLISHED[layers]
     net = discriminator(Policy(), layers=layers, base_features=64)
     logits, variables = shapes(net, 256, 256)
-    assert net.receptive_field == field
+    assert net.patches(256, 256) == ((patches, patches, field),)
     assert logits.shape == (1, patches, patches, 1)
-    assert net.output_size(256) == patches
     assert count(variables["params"]) == parameters
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("size", [(24, 64), (37, 51), (46, 31), (25, 55)])
-def test_output_size_of_any_image(layers, size):
+def test_patches_of_any_image(layers, size):
     net = discriminator(Policy(), layers=layers)
     logits, _ = shapes(net, *size)
-    assert logits.shape == (1, *map(net.output_size, size), 1)
+    (patches,) = net.patches(*size)
+    assert logits.shape == (1, patches.height, patches.width, 1)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_receptive_field_is_what_one_logit_sees(layers):
     net = discriminator(Policy(), layers=layers, base_features=1, norm="none")
-    size = net.receptive_field + 2 * 2**layers
+    field = net.patches(256, 256)[0].field
+    size = field + 2 * 2**layers
     image = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
     variables = scrambled(shapes(net, size, size)[1])
-    middle = net.output_size(size) // 2
+    middle = net.patches(size, size)[0].height // 2
 
     def logit(image):
-        return net.apply(variables, image, image)[0, middle, middle, 0]
+        return logits_of(net, variables, image, image)[0, middle, middle, 0]
 
     seen = np.asarray(jnp.abs(quick_jit(jax.grad(logit))(image)).sum((0, 3))) > 0
     for axis in (0, 1):
         where = np.flatnonzero(seen.any(axis))
-        assert where[-1] - where[0] + 1 == net.receptive_field
+        assert where[-1] - where[0] + 1 == field
 
 
 def test_names_and_shapes_are_the_checkpoint_format():
@@ -92,7 +102,7 @@ def test_forward_pass_against_numpy(norm, running):
         net = discriminator(PLAIN64, layers=2, norm=norm)
         v = scrambled(shapes(net, 24, 16)[1])
         source, image = np.random.default_rng(1).uniform(-1, 1, (2, 2, 24, 16, 3))
-        got = quick_jit(lambda v, s, t: net.apply(v, s, t, running))(v, source, image)
+        got = quick_jit(lambda v, s, t: logits_of(net, v, s, t, running))(v, source, image)
 
     x = np.concatenate([source, image], -1)
     for k in range(1, 5):
