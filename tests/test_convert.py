@@ -205,7 +205,9 @@ def check_parity(tmp_path, gen, disc, size):
     assert written_out(second, tmp_path / "out again") == files_out
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
+@pytest.mark.parametrize(
+    "norm", ["instance", *(pytest.param(n, marks=pytest.mark.slow) for n in ("batch", "none"))]
+)
 def test_unet_and_patchgan_of_one_layer(tmp_path, norm):
     pytest.importorskip("torch")
     import torch_reference as t
@@ -219,7 +221,7 @@ def test_unet_and_patchgan_of_one_layer(tmp_path, norm):
     ("blocks", "dropout", "norm", "layers", "size"),
     [
         (6, True, "batch", 0, 16),
-        (6, False, "none", 2, 32),
+        pytest.param(6, False, "none", 2, 32, marks=pytest.mark.slow),
         pytest.param(9, True, "instance", 2, 32, marks=pytest.mark.slow),
         pytest.param(9, False, "batch", 3, 48, marks=pytest.mark.slow),
         pytest.param(6, False, "instance", 0, 16, marks=pytest.mark.slow),

@@ -98,7 +98,7 @@ def watched(devices):
     return result
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_examples_crops_and_masks_are_exactly_those_of_one_device(devices):
     for alone, together in zip(watched(1), watched(devices), strict=True):
         assert len(set(alone["gen"])) == 4
@@ -140,7 +140,7 @@ def gradients(state):
     }
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_five_steps_have_the_losses_of_one_device(x64, devices):
     rows = {}
     for n in (1, devices):
@@ -157,7 +157,7 @@ def first_losses(step):
     return step(fresh(step.gan), images())[1]
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_the_first_step_in_float32_has_the_losses_of_one_device(devices):
     one, many = (first_losses(cpu_step("float32", n)) for n in (1, devices))
     assert np.abs(many / one - 1).max() < 1e-6

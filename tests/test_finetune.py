@@ -96,6 +96,7 @@ def test_both_networks_are_those_of_the_other_run(tmp_path):
     assert keys[0] == keys[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_compiles")
 def test_the_generator_alone(tmp_path):
     # The discriminator may be another one then.
@@ -109,6 +110,7 @@ def test_the_generator_alone(tmp_path):
     assert_same_arrays(_tree(state.ema), _saved("gen/params/"))
 
 
+@pytest.mark.slow
 def test_the_state_is_laid_out_like_a_fresh_one(tmp_path):
     """The step was compiled for arrays on all devices."""
     command = parse([CONFIG, f"--workdir={tmp_path}"])
@@ -172,6 +174,7 @@ def test_other_widths_are_named_tensor_by_tensor(capsys, tmp_path):
     assert files(donor) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_compiles")
 def test_layers_that_are_missing_are_named(capsys, tmp_path):
     donor = finished()[0]

@@ -296,6 +296,7 @@ def test_a_step_with_everything_on(kind):
     assert len(old) == 6 and len(moved) == 4  # the last layer's vector has one number, 1
 
 
+@pytest.mark.slow
 def test_both_at_once_sees_the_discriminator_before_its_update(x64):
     """With a rate of zero for the discriminator, the two orders are one; else only losses of G."""
     nets = dict(gen=dict(dropout=()), disc={})
