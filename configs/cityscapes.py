@@ -3,14 +3,14 @@
     python -m p2p_jax.main --config=configs/cityscapes.py --workdir=DIR --config.data.path=FOLDER
 
 FOLDER holds side-by-side images, photo left and labels right: 2,975 in `train/` and 500 in `val/`,
-of 256x256 a half. Other implementations' ways: `cityscapes.py:junyanz` and so on.
+of 256x256 a half. As others train it: `cityscapes.py:junyanz`, `:affinelayer` and so on.
 
 Published, by the FCN-8s score on the 500 of `val` (a segmenter of 256x256 photos, its labels
 compared at 1024x2048, 19 classes; per-pixel, per-class accuracy, class IoU):
 
     paper, L1 + cGAN                    0.66  0.23  0.17
     paper, L1 alone (loss.gan=0)        0.42  0.15  0.11
-    the same networks in CycleGAN's     0.71  0.25  0.18
+    the same, in the CycleGAN paper     0.71  0.25  0.18
     the photos themselves               0.80  0.26  0.21
 
 The other way, `--config.data.direction=AtoB`, by the nearest class colour: 0.83 0.36 0.29, and 0.86

@@ -5,7 +5,7 @@
 The networks see lightness and make the two colour channels of CIE Lab. FOLDER holds images in
 `train/` and `val/` of which the right half is any photo in colour; the left half is not looked at,
 and may be the photo again. All of one size; they are resized to 256x256. The paper has 1.2 million,
-those of ImageNet. Other implementations' ways: `colorization.py:affinelayer` and so on.
+those of ImageNet. As others train it: `colorization.py:junyanz`, `:affinelayer` and so on.
 
 Published, the share that people took for real within a second each: 22.5 +- 1.6 % for the paper's,
 16.3 +- 2.4 % for the regression and 27.8 +- 2.7 % for the classification of Zhang et al. 2016.

@@ -4,7 +4,7 @@ r"""Edges to photos of handbags, as in the paper: 15 epochs, batch 4, no jitter,
         --config.data.path=FOLDER
 
 FOLDER holds side-by-side images, edges left and photo right: 138,567 in `train/` and 200 in `val/`,
-of 256x256 a half. Other implementations' ways: `edges2handbags.py:junyanz` and so on.
+of 256x256 a half. As others train it: `edges2handbags.py:junyanz`, `:affinelayer` and so on.
 
 No published figure is known; the paper shows pictures only.
 """

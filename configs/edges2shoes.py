@@ -3,7 +3,7 @@
     python -m p2p_jax.main --config=configs/edges2shoes.py --workdir=DIR --config.data.path=FOLDER
 
 FOLDER holds side-by-side images, edges left and photo right: 49,825 in `train/` and 200 in `val/`,
-of 256x256 a half. Other implementations' ways: `edges2shoes.py:junyanz` and so on.
+of 256x256 a half. As others train it: `edges2shoes.py:junyanz`, `:affinelayer` and so on.
 
 Published: FID 84.4 (MMagic's training, 190,000 steps of batch 4) and 75.8 (junyanz's weights), both
 by MMagic on the 200 of `val`, with dropout and each image's own statistics. The 24.1 of GAN

@@ -4,7 +4,7 @@
 
 FOLDER holds side-by-side images, photo left and labels right: 400 in `train/`, 100 in `val/` and
 106 in `test/`, of 256x256 a half, in the CMP Facade Database as the paper's authors distribute it.
-Other implementations' ways: `facades.py:junyanz`, `:affinelayer`, `:tf_tutorial`, `:seed`.
+As others train it: `facades.py:junyanz`, `:affinelayer`, `:tf_tutorial`, `:seed`.
 
 Published: FID 125.0 (MMagic's training, 80,000 steps of batch 1) and 119.1 (junyanz's weights),
 both by MMagic on the 106 of `test`, with dropout and each image's own statistics. So few images

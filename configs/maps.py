@@ -3,8 +3,8 @@
     python -m p2p_jax.main --config=configs/maps.py --workdir=DIR --config.data.path=FOLDER
 
 `--config.data.direction=BtoA` makes photos of maps. FOLDER holds side-by-side images, photo left
-and map right: 1,096 in `train/` and 1,098 in `val/`, of 600x600 a half. Other implementations'
-ways: `maps.py:junyanz` and so on.
+and map right: 1,096 in `train/` and 1,098 in `val/`, of 600x600 a half. As others train
+it: `maps.py:junyanz`, `:affinelayer` and so on.
 
 Published:
 

@@ -3,8 +3,8 @@
     python -m p2p_jax.main --config=configs/night2day.py --workdir=DIR --config.data.path=FOLDER
 
 FOLDER holds side-by-side images, night left and day right, of 256x256 a half: 17,823 in `train/`,
-others in `val/` and 2,287 in `test/`. `--config.data.direction=AtoB` turns night into day. Other
-implementations' ways: `night2day.py:junyanz` and so on.
+2,287 in `test/`, and `val/` (without it a tenth is held out). `--config.data.direction=AtoB` turns
+night into day. As others train it: `night2day.py:junyanz`, `:affinelayer` and so on.
 
 No published figure is known; the paper shows pictures only.
 """

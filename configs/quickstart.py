@@ -10,7 +10,7 @@ AMD EPYC (45 images/s; Python 3.11, jax 0.10.2) reached, on the 64 evaluation pa
     eval/psnr   12.1     17.9       19.7        13.2
     eval/ssim   0.05     0.65       0.77        0.15
 
-Other implementations' ways, at these sizes: `quickstart.py:junyanz` and so on.
+As others train it, but for its sizes and dropout: `quickstart.py:junyanz` and so on.
 """
 
 from p2p_jax.dialects import base_in

@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from p2p_jax import mesh as meshes
-from p2p_jax.colour import TASKS
 from p2p_jax.config import Config, flatten
 from p2p_jax.data import SOURCES, DataError, PairSource, Splits
 from p2p_jax.images import Augment
@@ -23,6 +22,7 @@ from p2p_jax.networks import make_discriminator, make_generator, make_policy
 from p2p_jax.objectives import RATES, WEIGHTS
 from p2p_jax.optim import BATCH_SCALING, Plateau, ScheduleOptions, adam, factor
 from p2p_jax.state import Gan, TrainState, count, init
+from p2p_jax.tasks import TASKS
 from p2p_jax.validate import data_options
 
 
@@ -111,8 +111,10 @@ class Experiment:
         )
         names = [config["model"][net]["name"] for net in ("generator", "discriminator")]
         data = config["data"]
+        way = data["direction"]
+        if data["task"] != "translate":
+            way = f"{data['task']} the {'right' if way == 'AtoB' else 'left'} image"
         where = data["name"] or data["path"] or "built in"
-        task = "" if data["task"] == "translate" else f", {data['task']}"
         images = _by(self.train_source.size)
         if augment.load_size != tuple(self.train_source.size):
             images += f", resized to {_by(augment.load_size)}"
@@ -131,7 +133,7 @@ class Experiment:
                 "discriminator",
                 f"{names[1]}, {count(shapes.disc.params):,} parameters; {patches}",
             ),
-            ("data", f"{data['source']} ({where}), {data['direction']}{task}"),
+            ("data", f"{data['source']} ({where}), {way}"),
             (
                 "pairs",
                 f"{len(self.train_source)} to train on, {len(self.eval_source)} to evaluate "
@@ -147,6 +149,27 @@ def abstract_state(gan: Gan, mesh: Mesh) -> TrainState:
     shapes = jax.eval_shape(lambda: init(gan, 0))
     sharding = meshes.replicated(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def draw(
+    gan: Gan, seed: int, like: TrainState, parts: Callable[[TrainState], Any] = lambda s: s
+) -> Any:
+    """Draws a fresh state.
+
+    Args:
+      gan: the networks.
+      seed: of what is drawn.
+      like: the state's shapes and layout, from `abstract_state`.
+      parts: keeps what is wanted of a state; the rest is never computed.
+    """
+    on_cpu = jax.devices()[0].platform == "cpu"
+    drawing = jax.jit(
+        lambda: parts(init(gan, seed)),
+        out_shardings=jax.tree.map(lambda x: x.sharding, parts(like)),
+        # XLA's CPU backend takes longer to optimise the random draws than to do them.
+        compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
+    )
+    return drawing()
 
 
 def _by(sizes: Iterable[int]) -> str:

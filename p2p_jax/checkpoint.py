@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
+from p2p_jax.process import Failure
 from p2p_jax.state import NetState, TrainState
 
 Tree = Any
 FORMAT = 1  # of the items; raised when old checkpoints need another reader
 
 
-class CheckpointError(Exception):
+class CheckpointError(Failure):
     """No checkpoint of a workdir can be restored."""
 
 
@@ -169,7 +170,7 @@ def restore(
     if reasons:
         raise CheckpointError(
             f"no checkpoint in {manager.directory} is sound: {'; '.join(reasons)}. "
-            "Nothing was changed; use another --workdir to start afresh"
+            "Nothing was changed"
         )
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,6 +13,7 @@ from p2p_jax.losses import RECONSTRUCTION
 # ConfigDict resolves attributes at run time, which a type checker cannot follow.
 Config = Any
 
+_SHOWN = 20  # of a long list, before "and N more"
 EVERY = ("log", "eval", "sample", "save")  # train.*_every
 
 
@@ -25,6 +26,12 @@ class ConfigError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(self.problems)
+
+
+def shortened(problems: Sequence[str]) -> list[str]:
+    """A list with an end: at most so many, and how many more there are."""
+    more = len(problems) - _SHOWN
+    return [*problems[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
 
 
 def base() -> Config:
@@ -72,14 +79,18 @@ def base() -> Config:
     g.skip_activation = "auto"  # relu or leaky: what a U-Net's skips pass before the decoder
     g.slope = 0.2  # of LeakyReLU below zero
     g.noise = 0  # channels of Gaussian noise beside the source
-    g.dropout = (1, 2, 3)  # decoder blocks, from the innermost, that drop half; a resnet: all do
+    g.dropout = (
+        1,
+        2,
+        3,
+    )  # decoder blocks from the innermost that drop half; a resnet: any for all
     m.discriminator = d = ConfigDict()
     d.name = "patchgan"  # patchgan or pixel
     d.layers = 3  # of stride 2: 0 to 5 see patches of 1, 16, 34, 70, 142, 286 pixels
     d.base_features = 64
     d.scales = 1  # discriminators, each for an image half the size of the one before
     d.conditional = True  # whether it sees the source beside the image
-    d.spectral = False  # spectral normalisation of its kernels
+    d.spectral = False  # spectral normalisation of its kernels; with norm=none set bias=all, too
     d.norm = "batch"
     d.norm_group = 1
     d.bias = "auto"
@@ -89,8 +100,8 @@ def base() -> Config:
     loss.adversarial = "vanilla"  # vanilla, lsgan, hinge or wgan-gp
     loss.disc = 0.5  # weight of the discriminator's loss, both sides added up
     loss.gan = 1.0  # weight of the generator's adversarial loss
-    loss.gradient_penalty = 10.0  # weight of wgan-gp's penalty beside the discriminator's loss
-    loss.feature_matching = 0.0  # weight of what the discriminator's layers make of fake and real
+    loss.gradient_penalty = 10.0  # weight of wgan-gp's penalty, within loss.disc
+    loss.feature_matching = 0.0  # weight of how far its activations on fake and real are apart
     loss.l1 = 100.0  # weight of the mean absolute error, in [-1, 1]; likewise below
     loss.l2 = 0.0  # mean squared error
     loss.smooth_l1 = 0.0  # squared below an error of 1, absolute above
@@ -107,9 +118,9 @@ def base() -> Config:
     o.decay_from = 0.5  # the share of the run after which linear falls towards zero
     o.decay_every = 0.25  # the share of the run after which step falls, again and again
     o.decay_factor = 0.1  # by which step and plateau fall
-    o.patience = 5  # evaluations without a better one that plateau bears
+    o.patience = 5  # evaluations without progress before plateau lets rates fall
     o.warmup_steps = 0  # rates rise over so many steps first
-    o.by_epoch = False  # schedules change rates between epochs only
+    o.by_epoch = False  # rates change between epochs only, but for the warm-up
 
     c.mesh = ConfigDict()
     c.mesh.devices = 0  # devices to train on; 0 is all
@@ -123,7 +134,7 @@ def base() -> Config:
     t.conv_form = "auto"  # plain or polyphase; auto is what is faster on the device
     t.init_from = ""  # begin with the networks of this other run's folder
     t.init_nets = "both"  # or generator
-    t.simultaneous = False  # the generator's loss is seen by the discriminator before its update
+    t.simultaneous = False  # the generator learns from the discriminator before its update
     t.ema_decay = 0.0  # of averaged generator weights, kept beside the others; 0: none
     t.log_every = 50  # steps; likewise below
     t.eval_every = 2000
@@ -231,7 +242,9 @@ def field_changes(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """
     before, after = flatten(old), flatten(new)
     free = {"train.keep", "data.cache", "data.threads", "data.prepared_dir"}
-    free |= {"train.init_from", "train.init_nets"}  # only matter at the start
+    # What only matters at the start.
+    free |= {"train.init_from", "train.init_nets"}
+    free |= {"model.init", "model.init_gain", "model.norm_scale_std"}
     free |= {f"train.{k}_every" for k in EVERY}
     if new.optim.schedule == "plateau":  # rates follow evaluations
         free -= {"train.eval_every"}

@@ -18,7 +18,6 @@ and nothing is overwritten. Exit codes: 0 done, 2 bad input, 1 a failure.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +26,7 @@ import numpy as np
 
 from p2p_jax import mesh
 from p2p_jax.build import make_gan
-from p2p_jax.checkpoint import CheckpointError
+from p2p_jax.command import finish
 from p2p_jax.config import Config, ConfigError
 from p2p_jax.console import Console
 from p2p_jax.dialects import base_in
@@ -40,7 +39,6 @@ from p2p_jax.weights.files import read, suffix_problems, write
 from p2p_jax.weights.layout import Arrays, layout, to_torch
 from p2p_jax.weights.load import blaming, by_path, filled, occupied, save, settled
 
-BAD_INPUT = 2
 SWITCHES = ("ema", "help")
 FLAGS = {
     "input": ("input", "discriminator", "workdir", "config", "help"),
@@ -53,26 +51,10 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(str(__doc__).strip())
         return 0
-    try:
-        _run(argv, Console())
-        return 0
-    except ConfigError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return BAD_INPUT
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    except Exception as error:
-        traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    return finish(lambda: _run(argv, Console()), "interrupted; nothing was written")
 
 
-def _run(argv: Sequence[str], console: Console) -> None:
+def _run(argv: Sequence[str], console: Console) -> int:
     allowed = list(dict.fromkeys(name for names in FLAGS.values() for name in names))
     flags, overrides, problems = split(argv, allowed, SWITCHES)
     ways = [way for way in FLAGS if way in flags]
@@ -87,6 +69,7 @@ def _run(argv: Sequence[str], console: Console) -> None:
         problems += [f"--{name}: means nothing beside --{way}" for name in wrong]
     run = weights_in if ways == ["input"] else weights_out
     run(flags, overrides, problems, console)
+    return 0
 
 
 # --- in ------------------------------------------------------------------------------------------
@@ -205,16 +188,13 @@ def weights_out(
         raise ConfigError(problems)
     mesh.use_precision(config.train.precision)
     item = "gen" if net == "G" else "train"
-    try:
-        gan, restored = restore_networks(
-            Path(flags["workdir"]),
-            mesh.make_mesh(1),
-            console.warn,
-            (item,),
-            None if step is None else int(step),
-        )
-    except ConfigError as error:
-        raise ConfigError([f"--workdir: {problem}" for problem in error.problems]) from error
+    gan, restored = restore_networks(
+        Path(flags["workdir"]),
+        mesh.make_mesh(1),
+        console.warn,
+        (item,),
+        None if step is None else int(step),
+    )
     held = restored.items[item] if net == "G" else restored.items[item]["disc"]
     arrays = by_path(held["ema" if "ema" in flags else "params"], held["stats"])
     entries = layout(network_of(config, net), arrays)

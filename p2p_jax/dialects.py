@@ -7,7 +7,8 @@ What is not reproduced:
 
 - paper (phillipi/pix2pix): channels in the order blue, green, red; crops that begin at 1..30, where
   0..30 fit; a generator loss of what the discriminator said before its update, with the gradient
-  taken through its weights after it (here both are after it).
+  taken through its weights after it (here both are after it); a discriminator's loss that the text
+  halves and the code does not (here it is halved); no trained biases at all in the code.
 - junyanz (pytorch-CycleGAN-and-pix2pix): images rounded to 8 bits after resizing; a rate of exactly
   zero in the last epoch, as in its versions of 2020 to 2024.
 - affinelayer (pix2pix-tensorflow): the generator loss, as in paper; 1e-12 added within logarithms;
@@ -34,7 +35,7 @@ DIALECTS: dict[str, dict[str, Any]] = {
     "junyanz": {
         **_WHOLE_BATCH,  # nn.BatchNorm2d, networks.py
         "data.resize": "bicubic",  # Image.BICUBIC, base_dataset.py
-        "model.generator.dropout": (2, 3, 4),  # UnetGenerator, networks.py: not the innermost block
+        "model.generator.dropout": (2, 3, 4),  # UnetGenerator, networks.py, at depth 8; (2, 3) at 7
         "optim.schedule": "linear",  # lr_policy, n_epochs and n_epochs_decay, train_options.py
         "optim.decay_from": 0.5,  # 100 epochs and 100 more
         "optim.by_epoch": True,  # update_learning_rate, train.py

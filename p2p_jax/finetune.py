@@ -1,4 +1,4 @@
-"""Beginning a run with the networks of another one."""
+"""The networks of another run: to begin with, or to take elsewhere."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from jax.sharding import Mesh
 from p2p_jax import checkpoint, mesh
 from p2p_jax.build import abstract_state, make_gan
 from p2p_jax.checkpoint import Restored
-from p2p_jax.config import ConfigError
+from p2p_jax.config import Config, ConfigError, flatten, shortened
 from p2p_jax.console import Console
 from p2p_jax.flags import saved_config
 from p2p_jax.state import Gan, NetState, TrainState
 
 Tree = Any
 KEY = "train.init_from"
-_SHOWN = 12  # differences listed before "and N more"
+# Keys that make another function of the same parameters, or parameters of the same shape; not those
+# that only matter when they are drawn.
+_MEANING = ("model.", "data.channels", "data.task")
+_DRAWN = ("model.init", "model.init_gain", "model.norm_scale_std")
 
 
 def restore_networks(
@@ -29,6 +32,7 @@ def restore_networks(
     warn: Callable[[str], None],
     items: tuple[str, ...],
     step: int | None = None,
+    key: str = "--workdir",
 ) -> tuple[Gan, Restored]:
     """The networks of a run's newest sound checkpoint, by the config it was trained with.
 
@@ -38,6 +42,7 @@ def restore_networks(
       warn: is told what was damaged.
       items: of `checkpoint.split`, those to restore.
       step: the checkpoint to take instead of the newest.
+      key: what to call the folder where something is wrong with it.
 
     Returns:
       The Gan, and the items.
@@ -47,23 +52,69 @@ def restore_networks(
       ConfigError: the folder is not a run's, has no checkpoint yet, or none of that step, or is of
         64 bits where this process is not.
     """
-    config = saved_config(workdir)
+    config = saved_config(workdir, key)
     if (config.train.precision == "float64") != jax.config.read("jax_enable_x64"):
         raise ConfigError(
-            [f"{workdir} has train.precision={config.train.precision}; use the same here"]
+            [f"{key}: {workdir} has train.precision={config.train.precision}; use the same here"]
         )
     gan = make_gan(config)
     manager = checkpoint.open_reader(workdir)
     steps = sorted(manager.all_steps()) if manager else []
-    if step is not None and steps and step not in steps:
+    if not manager or not steps:
+        raise ConfigError([f"{key}: {workdir} holds no checkpoint yet; train first"])
+    if step is not None and step not in steps:
         there = ", ".join(map(str, steps))
-        raise ConfigError([f"{workdir} holds no checkpoint of step {step}; there are {there}"])
+        raise ConfigError(
+            [f"{key}: {workdir} holds no checkpoint of step {step}; there are {there}"]
+        )
     parts = checkpoint.split(abstract_state(gan, grid))
     like = {name: parts[name] for name in items}
-    restored = manager and checkpoint.restore(manager, like, warn, only=step)
-    if restored is None:
-        raise ConfigError([f"{workdir} holds no checkpoint yet; train first"])
+    restored = checkpoint.restore(manager, like, warn, only=step)
+    assert restored is not None  # there are steps, and it raises where none is sound
     return gan, restored
+
+
+def check(config: Config, console: Console) -> None:
+    """Whether a run can begin as `train.init_from` says; reads and compiles nothing large.
+
+    Args:
+      config: of the run that is to begin.
+      console: is told what makes another function of the same weights.
+
+    Raises:
+      ConfigError: the folder is not a run's, has no checkpoint, or has other networks.
+    """
+    workdir, nets = Path(config.train.init_from), config.train.init_nets
+    donor = saved_config(workdir, KEY)
+    if donor.train.precision != config.train.precision and "float64" in (
+        donor.train.precision,
+        config.train.precision,
+    ):
+        raise ConfigError(
+            [f"{KEY}: {workdir} has train.precision={donor.train.precision}; use the same here"]
+        )
+    manager = checkpoint.open_reader(workdir)
+    if not manager or not manager.all_steps():
+        raise ConfigError([f"{KEY}: {workdir} holds no checkpoint yet; train first"])
+    grid = mesh.make_mesh(1)
+    ours, theirs = (abstract_state(make_gan(c), grid) for c in (config, donor))
+    problems = _differences("generator", ours.gen, theirs.gen)
+    if nets == "both":
+        problems += _differences("discriminator", ours.disc, theirs.disc)
+    if problems:
+        raise ConfigError(
+            [
+                *shortened(problems),
+                f"{KEY}: {workdir} has other networks; make model.* and data.channels those of its "
+                "config.json" + (", or take train.init_nets=generator" * (nets == "both")),
+            ]
+        )
+    here, there = flatten(config), flatten(donor)
+    for key in here:
+        other_net = nets == "generator" and key.startswith("model.discriminator.")
+        if key.startswith(_MEANING) and key not in _DRAWN and not other_net:
+            if here[key] != there[key]:
+                console.warn(f"{key}: {here[key]!r}, but {there[key]!r} in {workdir}")
 
 
 def begin_from(
@@ -72,7 +123,7 @@ def begin_from(
     """A fresh state with another run's networks; optimisers and step stay fresh.
 
     Args:
-      workdir: of the other run.
+      workdir: of the other run, which `check` has nothing against.
       nets: `both`, or `generator`.
       state: drawn for this run.
       grid: its devices.
@@ -80,35 +131,18 @@ def begin_from(
 
     Raises:
       CheckpointError: there are checkpoints, but none is sound.
-      ConfigError: the folder is not a run's, or its networks are not this run's.
+      ConfigError: the folder is not a run's any more.
     """
     items = ("gen",) if nets == "generator" else ("gen", "train")
-    try:
-        _, restored = restore_networks(workdir, grid, console.warn, items)
-    except ConfigError as error:
-        raise ConfigError([f"{KEY}: {problem}" for problem in error.problems]) from error
-    found = {"generator": restored.items["gen"]}
-    if nets == "both":
-        found["discriminator"] = restored.items["train"]["disc"]
-    fresh = {"generator": state.gen, "discriminator": state.disc}
-    problems = [p for name, tree in found.items() for p in _differences(name, fresh[name], tree)]
-    if problems:
-        more = [f"and {len(problems) - _SHOWN} more"] * (len(problems) > _SHOWN)
-        raise ConfigError(
-            [
-                *problems[:_SHOWN],
-                *more,
-                f"{KEY}: {workdir} has other networks; make model.*, data.channels and "
-                "train.precision those of its config.json"
-                + (", or take train.init_nets=generator" if nets == "both" else ""),
-            ]
-        )
-    console.note(f"begins with the {' and '.join(found)} of {workdir}, step {restored.step}")
-    state = state._replace(gen=_put(state.gen, found["generator"], grid))
+    _, restored = restore_networks(workdir, grid, console.warn, items, key=KEY)
+    state = state._replace(gen=_put(state.gen, restored.items["gen"], grid))
     if state.ema:
         state = state._replace(ema=jax.tree.map(jnp.copy, state.gen.params))
+    names = "generator"
     if nets == "both":
-        state = state._replace(disc=_put(state.disc, found["discriminator"], grid))
+        names = "generator and discriminator"
+        state = state._replace(disc=_put(state.disc, restored.items["train"]["disc"], grid))
+    console.note(f"begins with the {names} of {workdir}, step {restored.step}")
     return state
 
 
@@ -117,7 +151,7 @@ def _put(fresh: NetState, found: Tree, grid: Mesh) -> NetState:
     return fresh._replace(**{k: jax.device_put(found[k], replicated) for k in ("params", "stats")})
 
 
-def _differences(name: str, fresh: NetState, found: Tree) -> list[str]:
+def _differences(name: str, ours: NetState, theirs: NetState) -> list[str]:
     """What two states of a network do not have in common, tensor by tensor."""
 
     def shapes(part: str, tree: Tree) -> dict[str, str]:
@@ -129,9 +163,9 @@ def _differences(name: str, fresh: NetState, found: Tree) -> list[str]:
 
     problems = []
     for part in ("params", "stats"):
-        here, there = shapes(part, getattr(fresh, part)), shapes(part, found[part])
+        here, there = shapes(part, getattr(ours, part)), shapes(part, getattr(theirs, part))
         for path in sorted(here.keys() | there.keys()):
-            ours, theirs = (side.get(path, "absent") for side in (here, there))
-            if ours != theirs:
-                problems.append(f"{path}: {ours} in this run, {theirs} there")
+            one, other = (side.get(path, "absent") for side in (here, there))
+            if one != other:
+                problems.append(f"{path}: {one} in this run, {other} there")
     return problems

@@ -162,17 +162,19 @@ def config_file(text: str) -> Config:
     return _checked(config.to_dict(), str(path))
 
 
-def saved_config(workdir: Path) -> Config:
+def saved_config(workdir: Path, key: str = "--workdir") -> Config:
     """The config saved in a workdir.
+
+    Args:
+      workdir: of the run.
+      key: what to call it where it is none.
 
     Raises:
       ConfigError: there is none, or it is not a config.
     """
     path = workdir / "config.json"
     if not path.is_file():
-        raise ConfigError(
-            [f"--workdir: {workdir} holds no config.json; is it the folder of a run?"]
-        )
+        raise ConfigError([f"{key}: {workdir} holds no config.json; is it the folder of a run?"])
     try:
         values = json.loads(path.read_text())
     except ValueError as error:

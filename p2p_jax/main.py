@@ -14,19 +14,15 @@ anything else a failure.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
-from p2p_jax import evaluate, train
+from p2p_jax import evaluate, finetune, train
 from p2p_jax.build import build
-from p2p_jax.checkpoint import CheckpointError
-from p2p_jax.config import ConfigError, field_changes
+from p2p_jax.command import finish
+from p2p_jax.config import Config, ConfigError, field_changes
 from p2p_jax.console import Console
-from p2p_jax.data import DataError
 from p2p_jax.flags import Command, parse, saved_config
-from p2p_jax.process import Busy
-
-BAD_INPUT = 2
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,24 +30,16 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(str(__doc__).strip())
         return 0
-    try:
-        command = parse(argv)
-        changes = _check_changes(command)
-        return _run(command, changes)
-    except (ConfigError, DataError) as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return BAD_INPUT
-    except (CheckpointError, train.NotFinite, Busy) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing since the newest checkpoint is saved", file=sys.stderr)
-        return 130
-    except Exception as error:
-        traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    return finish(
+        lambda: _run(parse(argv)), "interrupted; nothing since the newest checkpoint is saved"
+    )
+
+
+def _newest(workdir: Path) -> int | None:
+    """The newest step that a run has a checkpoint of; 0 where its networks came from elsewhere."""
+    names = [step.name for step in (workdir / "checkpoints").glob("[0-9]*")]
+    # A save that was cut short leaves another name.
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 def _check_changes(command: Command) -> dict[str, list]:
@@ -60,12 +48,13 @@ def _check_changes(command: Command) -> dict[str, list]:
     Raises:
       ConfigError: it makes another run of it, and that was not allowed.
     """
-    names = [step.name for step in (command.workdir / "checkpoints").glob("[0-9]*")]
-    steps = [int(name) for name in names if name.isdigit()]  # a save cut short leaves another name
-    if command.mode != "train" or not steps or not (command.workdir / "config.json").exists():
+    newest = _newest(command.workdir)
+    if newest is None or not (command.workdir / "config.json").exists():
         return {}
-    changes = field_changes(saved_config(command.workdir), command.config)
-    if max(steps) == 0:  # networks that came from elsewhere: only they are given
+    saved = saved_config(command.workdir)
+    _check_beginning(command, saved)
+    changes = field_changes(saved, command.config)
+    if newest == 0:  # nothing was trained yet: only the networks are given
         networks = ("data.channels", "data.task", "train.precision", "train.ema_decay")
         changes = [c for c in changes if c[0] in networks or c[0].startswith("model.")]
     if changes and not command.allow_config_change:
@@ -80,8 +69,25 @@ def _check_changes(command: Command) -> dict[str, list]:
     return {key: [old, new] for key, old, new in changes}
 
 
-def _run(command: Command, changes: dict[str, list]) -> int:
+def _check_beginning(command: Command, saved: Config) -> None:
+    """Raises ConfigError where a run that has begun is to begin from another one."""
+    wanted = command.config.train.init_from
+    if wanted and wanted != saved.train.init_from:
+        raise ConfigError(
+            [
+                f"train.init_from: {command.workdir} has begun already, and cannot begin with the "
+                f"networks of {wanted}; leave it out, or use a new --workdir"
+            ]
+        )
+
+
+def _run(command: Command) -> int:
     console = Console()
+    changes = {}
+    if command.mode == "train":
+        changes = _check_changes(command)
+        if command.config.train.init_from and _newest(command.workdir) is None:
+            finetune.check(command.config, console)
     experiment = build(command.config, console.note)
     console.header([*experiment.summary(), ("workdir", str(command.workdir))])
     for note in experiment.notes:

@@ -82,7 +82,7 @@ def _penalty(
 ) -> Array:
     """The gradient penalty (Gulrajani et al. 2017) at a random place between real and fake.
 
-    The gradient is that of the sum of all logits of all scales, as in the reference.
+    The gradient is with respect to the image, of the sum of all logits of all scales.
     """
     source, target = pair
     share = jax.vmap(lambda key: jax.random.uniform(key, (1, 1, 1), jnp.float32))(keys)

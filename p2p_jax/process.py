@@ -16,7 +16,11 @@ from typing import Any
 LEFT = 130  # exit code of a process that a second SIGINT ended
 
 
-class Busy(Exception):
+class Failure(Exception):
+    """Ends a command with exit code 1; its text says why."""
+
+
+class Busy(Failure):
     """Another process trains in the workdir."""
 
 

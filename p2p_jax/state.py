@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from p2p_jax.colour import Task
 from p2p_jax.images import Augment
 from p2p_jax.losses import Adversarial
+from p2p_jax.tasks import Task
 
 Array = jax.Array
 Tree = Any

@@ -14,20 +14,20 @@ import jax
 import numpy as np
 
 from p2p_jax import checkpoint, evaluate, finetune, mesh, report
-from p2p_jax.build import Experiment, TrainOptions
+from p2p_jax.build import Experiment, TrainOptions, draw
 from p2p_jax.console import Console
 from p2p_jax.data import Batch, Feed
 from p2p_jax.evaluate import Evaluator
 from p2p_jax.objectives import RATES
-from p2p_jax.process import Stop, alone_in
+from p2p_jax.process import Failure, Stop, alone_in
 from p2p_jax.report import MetricsLog
-from p2p_jax.state import TrainState, init
+from p2p_jax.state import TrainState
 from p2p_jax.step import make_train_step
 
 DONE, STOPPED = 0, 75
 
 
-class NotFinite(Exception):
+class NotFinite(Failure):
     """A loss is NaN or infinite."""
 
 
@@ -171,6 +171,9 @@ class Trainer:
                 meta, state = {}, self._initial(abstract)
             else:
                 meta, state = restored.meta, checkpoint.join(**restored.items)
+                if restored.step == 0:  # networks from elsewhere; all that is random begins here
+                    key = jax.random.key(experiment.seed, impl="threefry2x32")
+                    state = state._replace(key=jax.device_put(key, abstract.key.sharding))
                 self.console.note(f"resumed at step {restored.step} of {options.steps}")
             if restored and restored.step >= options.steps:
                 return None, state, meta
@@ -191,22 +194,13 @@ class Trainer:
 
     def _initial(self, abstract: TrainState) -> TrainState:
         """A fresh state, with the networks of another run where that is asked for."""
-        options, state = self.options, self._draw(abstract)
+        options, experiment = self.options, self.experiment
+        state = draw(experiment.gan, experiment.seed, abstract)
         if not options.init_from:
             return state
         return finetune.begin_from(
-            Path(options.init_from), options.init_nets, state, self.experiment.mesh, self.console
+            Path(options.init_from), options.init_nets, state, experiment.mesh, self.console
         )
-
-    def _draw(self, abstract: TrainState) -> TrainState:
-        experiment = self.experiment
-        drawing = jax.jit(
-            lambda: init(experiment.gan, experiment.seed),
-            out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
-            # XLA's CPU backend takes longer to optimise the random draws than to do them.
-            compiler_options={"xla_backend_optimization_level": 1} if _on_cpu() else None,
-        )
-        return drawing()
 
     def _feed(self, step: int) -> Feed:
         experiment, options = self.experiment, self.options
@@ -235,7 +229,8 @@ class Trainer:
             self.losses.settle()
             means = self._evaluate(state, last)
             better = self._better(means)
-            if self.plateau:
+            # Not at an end that a longer run would not have.
+            if self.plateau and step % options.eval_every == 0:
                 self.plateau.update(means[self.metric])
         if step % options.sample_every == 0 or last:
             self._sample(state)
@@ -307,10 +302,6 @@ class Trainer:
         ]
         self.console.done([(name, str(path)) for name, path in rows])
         return DONE
-
-
-def _on_cpu() -> bool:
-    return jax.devices()[0].platform == "cpu"
 
 
 def train(

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from p2p_jax.colour import TASKS
 from p2p_jax.config import EVERY, Config, flatten
 from p2p_jax.data import SOURCES, DataOptions
 from p2p_jax.images import RESIZE
@@ -20,6 +19,7 @@ from p2p_jax.models.layers import BIASES, INITIALISERS
 from p2p_jax.models.norms import NORMS
 from p2p_jax.networks import PRECISIONS, make_discriminator, make_generator
 from p2p_jax.optim import BATCH_SCALING, SCHEDULES
+from p2p_jax.tasks import TASKS
 
 UPSAMPLE = ("deconv", "nearest", "bilinear", "pixel_shuffle")
 GENERATOR_LOSSES = ("gan", "feature_matching", *RECONSTRUCTION)
@@ -163,6 +163,11 @@ def _ranges(flat: dict[str, Any]) -> Iterator[str]:
         yield f"train.epochs: {flat['train.epochs']!r} must be above 0, or set train.steps"
     if not any(flat[f"loss.{name}"] for name in GENERATOR_LOSSES):
         yield "loss: all weights of the generator are 0; set loss.gan or loss.l1"
+    if flat["eval.norm_stats"] == "running" and flat["model.generator.norm"] != "batch":
+        yield (
+            "eval.norm_stats: 'running' needs model.generator.norm=batch, not "
+            f"{flat['model.generator.norm']}, which keeps no statistics; use 'batch'"
+        )
     if flat["eval.ema"] and not flat["train.ema_decay"]:
         yield "eval.ema: True needs train.ema_decay above 0, for example 0.999"
     for key, value in flat.items():
@@ -227,6 +232,11 @@ def _generator(config: Config) -> Iterator[str]:
             f"data.crop_size: {crop} does not fit model.generator.name={chosen.name}, which wants "
             f"height and width to be multiples of {step}: {works} would do{other}"
         )
+    if not levels and chosen.features:
+        yield (
+            f"model.generator.features: {chosen.features} are the levels of a U-Net, which "
+            f"{chosen.name} is not; use model.generator.base_features"
+        )
     bad = [k for k in chosen.dropout if not 1 <= k < depth]
     if levels and bad:
         yield f"model.generator.dropout: blocks {bad} are not in [1, {depth - 1}]"
@@ -252,7 +262,7 @@ def _penalty(flat: dict[str, Any]) -> Iterator[str]:
     shared = flat["model.discriminator.norm"] == "batch"
     if ADVERSARIAL[flat["loss.adversarial"]].penalty and shared:
         group = flat["model.discriminator.norm_group"]
-        if group != 1:
+        if group != 1 and not (group == 0 and flat["train.batch_size"] == 1):
             yield (
                 f"model.discriminator.norm_group: {group} lets images share statistics, which "
                 f"loss.adversarial={flat['loss.adversarial']} does not allow; use 1, or "
@@ -279,7 +289,8 @@ def _batch(flat: dict[str, Any], training: bool) -> Iterator[str]:
     share = flat["train.batch_size"] // devices
     for net in ("generator", "discriminator") if training else ():
         group = flat[f"model.{net}.norm_group"]
-        if group and flat["train.batch_size"] % devices == 0 and share % group:
+        used = group and flat[f"model.{net}.norm"] == "batch"
+        if used and flat["train.batch_size"] % devices == 0 and share % group:
             fits = [n for n in range(1, share + 1) if share % n == 0]
             yield (
                 f"model.{net}.norm_group: {group} does not divide the {share} images of each of "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The tests compile much and compute little: less of LLVM's work saves most of their time.
@@ -11,7 +13,18 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
 ).strip()
 
+# All processes of a test run share what is dear to make; the first one, which starts the others,
+# clears it away.
+os.environ.setdefault(
+    "P2P_JAX_TESTS", os.path.join(tempfile.gettempdir(), f"p2p-jax-tests-{os.getpid()}")
+)
+
 import jax
 
 # A silently broadcast [b] against [b, 1] is a wrong loss; let it raise.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["P2P_JAX_TESTS"], ignore_errors=True)

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from p2p_jax.colour import TASKS
 from p2p_jax.images import Augment
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.mesh import AXIS, make_mesh, put_replicated, put_split
@@ -24,6 +23,7 @@ from p2p_jax.objectives import HYPER
 from p2p_jax.optim import adam
 from p2p_jax.state import Gan, TrainState, init
 from p2p_jax.step import make_train_step
+from p2p_jax.tasks import TASKS
 
 PLAIN64 = Policy(dtype="float64", param_dtype="float64")
 # What `build` chooses on this platform, in both precisions.

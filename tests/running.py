@@ -5,13 +5,11 @@ The file is itself a config file: `--config=tests/running.py`.
 
 from __future__ import annotations
 
-import atexit
+import fcntl
 import functools
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +63,10 @@ def get_config():
     return c
 
 
-@functools.cache
 def _scratch() -> Path:
-    """A folder that lasts as long as the process; not made where this is only a config file."""
-    folder = Path(tempfile.mkdtemp(prefix="p2p-jax-tests-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """A folder that lasts as long as the test run; all its processes have the same."""
+    folder = Path(os.environ["P2P_JAX_TESTS"])
+    folder.mkdir(exist_ok=True)
     return folder
 
 
@@ -115,8 +112,12 @@ def train_to(workdir: Path, code: int = 0, *args: str, **kwargs: Any) -> str:
 @functools.cache
 def finished() -> tuple[Path, str]:
     """A whole run that nothing disturbed, and what it printed. Do not write to it."""
-    workdir = _scratch() / "finished"
-    return workdir, train_to(workdir)
+    workdir, printed = _scratch() / "finished", _scratch() / "finished.txt"
+    with (_scratch() / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process that needs it makes it
+        if not printed.exists():
+            printed.write_text(train_to(workdir))
+    return workdir, printed.read_text()
 
 
 def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from p2p_jax.build import build
-from p2p_jax.colour import TASKS
 from p2p_jax.config import base, merge
 from p2p_jax.data import DataError
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.models import MultiScale
 from p2p_jax.objectives import HYPER
+from p2p_jax.tasks import TASKS
 from p2p_jax.validate import validate
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

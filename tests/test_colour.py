@@ -12,8 +12,9 @@ from helpers import quick_jit
 from PIL import Image
 from skimage import color
 
-from p2p_jax.colour import TASKS, lab_to_rgb, rgb_to_lab
+from p2p_jax.colour import lab_to_rgb, rgb_to_lab
 from p2p_jax.images import to_signed
+from p2p_jax.tasks import TASKS
 
 # Types, and how near Lab (in its units) and sRGB come to scikit-image's.
 PRECISIONS = [("float32", 1e-2, 1e-4), ("float64", 1e-10, 1e-10)]

@@ -454,3 +454,29 @@ def test_every_task_config_is_sound(name, tmp_path):
     assert parse(flags).mode == "train"
     first = (ROOT / "configs" / name).read_text()
     assert f"python -m p2p_jax.main --config=configs/{name}" in first
+
+
+def test_statistics_that_run_need_a_norm_that_keeps_them():
+    for norm in NORMS:
+        problems = _problems(model__generator__norm=norm, eval__norm_stats="running")
+        if norm == "batch":
+            assert problems == []
+        else:
+            (problem,) = problems
+            assert f"needs model.generator.norm=batch, not {norm}" in problem
+
+
+def test_groups_of_images_matter_to_batch_norm_alone():
+    changes = {"train__batch_size": 8, "model__generator__norm_group": 3}
+    assert "does not divide" in _one(**changes)
+    assert _problems(**changes, model__generator__norm="instance") == []
+
+
+def test_one_image_shares_statistics_with_none():
+    changes = {"loss__adversarial": "wgan-gp", "model__discriminator__norm_group": 0}
+    assert _problems(**changes, train__batch_size=1, mesh__devices=1) == []
+
+
+def test_a_list_of_levels_is_for_networks_that_have_levels():
+    problem = _one(model__generator__name="resnet", model__generator__features=(4, 8))
+    assert "levels of a U-Net, which resnet is not" in problem

@@ -188,7 +188,8 @@ def whole_batch_step(devices):
     return Step(whole_batch_gan(), devices)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4])
 def test_statistics_of_the_whole_batch_span_devices(x64, devices):
     """Outputs, by the losses, and gradients, which flow through the statistics of all examples."""
     one, many = (whole_batch_step(n) for n in (1, devices))

@@ -22,7 +22,8 @@ LAYERS: dict[str, set[str] | object] = {
     "metrics": set(),
     "losses": {"metrics"},
     "optim": set(),
-    "colour": {"images"},
+    "colour": set(),
+    "tasks": {"colour", "images"},
     "models.options": set(),
     "models.conv": set(),
     "models.norms": {"models.conv"},
@@ -44,34 +45,35 @@ LAYERS: dict[str, set[str] | object] = {
     "report": set(),
     "console": {"report"},
     "page": {"report"},
-    "state": {"losses", "images", "colour"},
+    "state": {"losses", "images", "tasks"},
     "objectives": {"state", "losses"},
     "step": {"state", "objectives", "images"},
-    "checkpoint": {"state"},
+    "checkpoint": {"process", "state"},
     "config": {"losses"},
     "dialects": {"config"},
+    "command": {"config", "data", "process"},
     "networks": {"config", "mesh", "models"},
     "validate": {
         *("config", "networks", "data", "models"),
-        *("images", "losses", "metrics", "optim", "colour"),
+        *("images", "losses", "metrics", "optim", "tasks"),
     },
     "flags": {"config", "validate", "mesh"},
     "build": {
         *("config", "networks", "validate", "state", "objectives", "mesh", "data"),
-        *("images", "losses", "metrics", "optim", "colour"),
+        *("images", "losses", "metrics", "optim", "tasks"),
     },
     "finetune": {"build", "checkpoint", "config", "console", "flags", "mesh", "state"},
     "weights": set(),
     "weights.layout": {"config"},
     "weights.files": {"config", "report", "weights.layout"},
     "weights.detect": {"config", "weights.layout"},
-    "weights.export": {"config", "models", "weights.layout", "weights.detect"},
+    "weights.export": {"config", "models", "tasks", "weights.layout", "weights.detect"},
     "weights.load": {
         *("config", "metrics", "state", "build", "checkpoint", "mesh", "report", "console"),
-        *("weights.layout", "weights.detect"),
+        *("tasks", "weights.layout", "weights.detect"),
     },
     "convert": {
-        *("config", "dialects", "validate", "flags", "build", "checkpoint", "finetune", "mesh"),
+        *("config", "dialects", "validate", "flags", "build", "command", "finetune", "mesh"),
         *("console", "weights.layout", "weights.files", "weights.detect", "weights.export"),
         "weights.load",
     },
@@ -81,7 +83,7 @@ LAYERS: dict[str, set[str] | object] = {
 }
 
 # And all of models.
-PURE = ("images", "losses", "metrics", "optim", "colour", "state", "objectives", "step")
+PURE = ("images", "losses", "metrics", "optim", "colour", "tasks", "state", "objectives", "step")
 EFFECTS = {
     *("os", "sys", "time", "pathlib", "absl", "logging", "ml_collections"),
     *("tensorflow_datasets", "grain", "PIL"),

@@ -237,7 +237,6 @@ def test_before_the_first_step_training_may_still_change(begun, started):
     ("flag", "says"),
     [
         ("model.generator.norm=group", "model.generator.norm: 'batch' so far, 'group' now"),
-        ("model.init=xavier", "model.init: 'normal' so far, 'xavier' now"),
         ("data.channels=1,3", "data.channels: (3, 3) so far, (1, 3) now"),
         ("data.task=colorize", "data.task: 'translate' so far, 'colorize' now"),
         ("train.precision=bfloat16", "train.precision: 'float32' so far, 'bfloat16' now"),

@@ -41,20 +41,20 @@ WIDTH = 4
 NETWORKS = {
     "unet_256": (
         Network("unet", 8),
-        lambda norm: UnetGenerator(3, 3, 8, WIDTH, norm),
+        lambda norm, width: UnetGenerator(3, 3, 8, width, norm),
         dict(name="unet", depth=8),
         256,
     ),
     "unet_128": (
         Network("unet", 7),
-        lambda norm: UnetGenerator(3, 2, 7, WIDTH, norm),
+        lambda norm, width: UnetGenerator(3, 2, 7, width, norm),
         dict(name="unet", depth=7, channels=2),
         128,
     ),
     **{
         f"resnet_{n}blocks": (
             Network("resnet", n),
-            lambda norm, n=n: ResnetGenerator(3, 3, WIDTH, norm, False, n),
+            lambda norm, width, n=n: ResnetGenerator(3, 3, width, norm, False, n),
             dict(name="resnet", blocks=n),
             32,
         )
@@ -63,7 +63,7 @@ NETWORKS = {
     **{
         f"patchgan_{n}": (
             Network("patchgan", n),
-            lambda norm, n=n: NLayerDiscriminator(6, WIDTH, n, norm),
+            lambda norm, width, n=n: NLayerDiscriminator(6, width, n, norm),
             dict(name="patchgan", layers=n),
             max(24, 5 * 2**n),
         )
@@ -71,7 +71,7 @@ NETWORKS = {
     },
     "pixel": (
         Network("pixel", 1),
-        lambda norm: PixelDiscriminator(6, WIDTH, norm),
+        lambda norm, width: PixelDiscriminator(6, width, norm),
         dict(name="pixel"),
         16,
     ),
@@ -107,17 +107,17 @@ class Both:
       without_effect: paths of parameters that change nothing.
     """
 
-    def __init__(self, name, norm, dtype, batch=2):
+    def __init__(self, name, norm, dtype, batch=2, width=WIDTH):
         self.network, make, options, size = NETWORKS[name]
         policy = {"float64": CPU64, "float32": CPU32}[dtype]
         judge = self.network.kind in ("patchgan", "pixel")
-        options = dict(options, norm=norm, norm_group=0, base_features=WIDTH)
+        options = dict(options, norm=norm, norm_group=0, base_features=width)
         if judge:
             net = discriminator(policy, **options)
         else:
             net = generator(policy=policy, **options, dropout=())
         self.net = net.clone(style=net.style.but(axis=None))
-        self.there = seeded(make(norm), 3).to(getattr(torch, dtype))
+        self.there = seeded(make(norm, width), 3).to(getattr(torch, dtype))
         rng = np.random.default_rng(1)
         self.images = rng.uniform(-1, 1, (1 + judge, batch, size, size, 3)).astype(dtype)
         v = jax.eval_shape(lambda: self.net.init(jax.random.key(0), *self.images))
@@ -192,9 +192,19 @@ def test_outputs_and_gradients_of_all_parameters_in_float64(name, norm):
             assert rel(out, nhwc(both.wanted())) < 1e-9
 
 
-@pytest.mark.parametrize("name,norm", fast_or_slow())
-def test_outputs_in_float32(name, norm):
-    both = Both(name, norm, "float32")
+def narrow_or_full():
+    """All networks with both norms, narrow; and in their own width, which is slow."""
+    full = [
+        pytest.param(name, norm, 64, marks=pytest.mark.slow)
+        for name in NETWORKS
+        for norm in ("batch", "instance")
+    ]
+    return [pytest.param(*p.values, WIDTH, marks=p.marks) for p in fast_or_slow()] + full
+
+
+@pytest.mark.parametrize("name,norm,width", narrow_or_full())
+def test_outputs_in_float32(name, norm, width):
+    both = Both(name, norm, "float32", width=width)
     out, _ = quick_jit(both.forward)(both.variables["params"], both.variables.get("stats", {}))
     assert out.dtype == np.float32
     with torch.no_grad():

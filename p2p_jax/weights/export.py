@@ -8,6 +8,7 @@ from typing import Any
 from p2p_jax.config import Config
 from p2p_jax.models.conv import Policy
 from p2p_jax.models.layers import Style, biased
+from p2p_jax.tasks import TASKS
 from p2p_jax.weights.detect import (
     DISCRIMINATOR,
     EPS,
@@ -103,9 +104,13 @@ def hints(config: Config, net: str) -> list[str]:
     name, notes = _name(config, network)
     norm = {"instance_affine": "instance"}.get(chosen.norm, chosen.norm)
     width = (gen.features or (gen.base_features,))[0] if net == "G" else chosen.base_features
-    source, target = config.data.channels
+    source, target = TASKS[config.data.task](config.data.channels).channels
     text = f"{name} --norm {norm} --n{'g' if net == 'G' else 'd'}f {width}"
-    text += f" --input_nc {source} --output_nc {target} --direction {config.data.direction}"
+    text += f" --input_nc {source} --output_nc {target}"
+    if config.data.task == "colorize":
+        text += " --model colorization --dataset_mode colorization"
+    else:
+        text += f" --direction {config.data.direction}"
     if net == "G":
         text += ", with dropout" if gen.dropout else " --no_dropout"
     if chosen.norm == "instance_affine":

@@ -16,9 +16,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from p2p_jax.config import ConfigError
+from p2p_jax.config import ConfigError, shortened
 from p2p_jax.report import write_atomic
-from p2p_jax.weights.layout import COUNTER, shortened
+from p2p_jax.weights.layout import COUNTER
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 _HALVES = (np.dtype(np.float16), np.dtype(jnp.bfloat16))

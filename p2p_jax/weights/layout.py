@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from p2p_jax.config import ConfigError
+from p2p_jax.config import ConfigError, shortened
 
 Arrays = Mapping[str, np.ndarray]
 Shape = tuple[int, ...]
 COUNTER = ".num_batches_tracked"  # of each batch norm there; nothing depends on it
-_SHOWN = 20  # of a long list, before "and N more"
 
 
 class Network(NamedTuple):
@@ -226,9 +225,3 @@ def to_torch(arrays: Arrays, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
         if entry.key.endswith(".running_var"):
             tensors[entry.key.removesuffix(".running_var") + COUNTER] = np.array(0, np.int64)
     return tensors
-
-
-def shortened(problems: Sequence[str]) -> list[str]:
-    """A list with an end: at most so many, and how many more there are."""
-    more = len(problems) - _SHOWN
-    return [*problems[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from p2p_jax import checkpoint, mesh, report
-from p2p_jax.build import abstract_state
+from p2p_jax.build import abstract_state, draw
 from p2p_jax.config import Config, ConfigError, flatten, merge
 from p2p_jax.console import Console
 from p2p_jax.metrics import METRICS
-from p2p_jax.state import Gan, NetState, TrainState, init
+from p2p_jax.state import Gan, NetState, TrainState
+from p2p_jax.tasks import TASKS
 from p2p_jax.weights.detect import (
     GENERATOR,
     detect_discriminator,
@@ -36,7 +37,9 @@ def occupied(workdir: Path) -> list[str]:
     files = [path for path in (workdir, *workdir.parents) if path.exists() and not path.is_dir()]
     if files:
         return [f"--workdir: {files[0]} is not a folder"]
-    there = [name for name in ("config.json", "checkpoints") if (workdir / name).exists()]
+    there = [
+        name for name in ("config.json", "run.json", "checkpoints") if (workdir / name).exists()
+    ]
     if there:
         return [f"--workdir: {workdir} holds {there[0]} already; use a new folder"]
     return []
@@ -91,11 +94,15 @@ def settled(
         blocks = values[DROPOUT] = reference_dropout(networks["input"].size)
         console.note(
             f"dropout cannot be seen in a U-Net's tensors; as in the reference, {DROPOUT}={blocks}"
-            + f" (trained with --no_dropout: --config.{DROPOUT}=())" * bool(blocks)
+            + f" (trained with --no_dropout: --config.{DROPOUT}= with nothing after it)"
+            * bool(blocks)
         )
     flat = flatten(config)
-    if values["data.channels"] == (1, 2) and flat["data.task"] == "translate":
+    if values.get("data.channels") == (1, 2) and flat["data.task"] == "translate":
         console.note("1 channel to 2: if that is colorization, add --config.data.task=colorize")
+    with contextlib.suppress(ValueError):  # which is said later, with all else
+        if TASKS[flat["data.task"]](flat["data.channels"]).channels == values["data.channels"]:
+            del values["data.channels"]  # colorize has another name for them, too
     changed = {k: v for k, v in values.items() if not _alike(k, flat[k], values, networks)}
     for key, value in changed.items():
         # Without a file, only what was asked for is contradicted.
@@ -151,32 +158,21 @@ def filled(
                 found[flag] = _placed(net, networks[flag], tensors[flag])
     if problems:
         raise ConfigError(problems)
-    state = _drawn(gan, seed, like, disc="discriminator" not in found)
+
+    def parts(state: TrainState) -> TrainState:
+        """Without the arrays that the files have."""
+        bare = state._replace(gen=NetState({}, {}, state.gen.opt_state), ema={})
+        if "discriminator" not in found:
+            return bare
+        return bare._replace(disc=NetState({}, {}, state.disc.opt_state))
+
+    state = draw(gan, seed, like, parts)
     for flag, name in (("input", "gen"), ("discriminator", "disc")):
         if flag in found:
             fresh = getattr(state, name)
             net = found[flag]._replace(opt_state=fresh.opt_state)
             state = state._replace(**{name: net})
     return state._replace(ema=jax.tree.map(jnp.copy, state.gen.params) if gan.ema_decay else {})
-
-
-def _drawn(gan: Gan, seed: int, like: TrainState, disc: bool) -> TrainState:
-    """A fresh state without the generator's arrays, or the discriminator's unless `disc`."""
-
-    def parts(state: TrainState) -> TrainState:
-        bare = state._replace(gen=NetState({}, {}, state.gen.opt_state), ema={})
-        if disc:
-            return bare
-        return bare._replace(disc=NetState({}, {}, state.disc.opt_state))
-
-    drawing = jax.jit(
-        lambda: parts(init(gan, seed)),  # what is left out is never computed
-        out_shardings=jax.tree.map(lambda x: x.sharding, parts(like)),
-        compiler_options={"xla_backend_optimization_level": 1}
-        if jax.devices()[0].platform == "cpu"
-        else None,
-    )
-    return drawing()
 
 
 def _placed(net: NetState, network: Network, tensors: Arrays) -> NetState:
@@ -207,14 +203,15 @@ def save(workdir: Path, config: Config, state: TrainState, meta: dict[str, Any])
         stage.mkdir()
         report.write_json(stage / "config.json", config.to_dict())
         keep, best = config.train.keep, config.train.best
+        report.write_run(stage, report.environment() | meta)
         manager = checkpoint.open_manager(stage, keep, f"eval/{best}", METRICS[best].mode)
         try:
-            checkpoint.save(manager, state, meta, None)
+            checkpoint.save(manager, state, {}, None)
         finally:
             checkpoint.close(manager)
         if not workdir.exists():
             workdir.parent.mkdir(parents=True, exist_ok=True)
             stage.rename(workdir)
             return
-        for name in ("checkpoints", "config.json"):
+        for name in ("run.json", "checkpoints", "config.json"):
             (stage / name).rename(workdir / name)
