@@ -231,12 +231,27 @@ def experiment(adversarial, batch, depth, width, precision):
     return build(config, lambda message: None)
 
 
-def both_losses(adversarial, batch, depth, width, precision, steps):
-    """Losses (disc, gan, l1) of each step, ours and the reference's."""
+def both_losses(adversarial, batch, depth, width, precision, steps, exact=False):
+    """Losses (disc, gan, l1) of each step: ours, the reference's, and its in float64 if `exact`."""
     e = experiment(adversarial, batch, depth, width, precision)
     draw = quick_jit(lambda: init(e.gan, 0), out_shardings=jax.NamedSharding(e.mesh, jax.P()))
     state = draw()
-    dtype = getattr(torch, precision)
+    pairs = [e.train_source[i] for i in range(steps * batch)]
+    stacked = [np.stack([pair[k] for pair in pairs]) for k in range(2)]
+    theirs = [
+        reference_losses(state, stacked, adversarial, batch, depth, width, dtype)
+        for dtype in [precision, *["float64"] * exact]
+    ]
+    shape = (steps, batch, *stacked[0].shape[1:])
+    arguments = (state, tuple(x.reshape(shape) for x in stacked), e.hyper(0, steps))
+    step = make_train_step(e.gan, e.mesh, steps)
+    _, ours = step.lower(*arguments, np.int32(steps)).compile(QUICK)(*arguments, np.int32(steps))
+    assert e.gan.metric_names == ("loss/disc", "loss/gen_gan", "loss/gen_l1")
+    return np.asarray(ours, np.float64), *theirs
+
+
+def reference_losses(state, stacked, adversarial, batch, depth, width, dtype):
+    """The reference's losses from our state on, a row each batch of the pairs."""
     nets = []
     for net, there, network in (
         (state.gen, UnetGenerator(3, 3, depth, width), Network("unet", depth)),
@@ -245,25 +260,14 @@ def both_losses(adversarial, batch, depth, width, precision, steps):
         arrays = paths({"params": net.params, "stats": net.stats})
         tensors = to_torch(arrays, layout(network, arrays))  # 32 bits hold what was drawn
         there.load_state_dict({k: torch.tensor(v) for k, v in tensors.items()}, strict=True)
-        nets.append(there.to(dtype))
+        nets.append(there.to(getattr(torch, dtype)))
     trainer = Trainer(*nets, adversarial)
-
-    pairs = [e.train_source[i] for i in range(steps * batch)]
-    stacked = [np.stack([pair[k] for pair in pairs]) for k in range(2)]
-    shape = (steps, batch, *stacked[0].shape[1:])
-    arguments = (state, tuple(x.reshape(shape) for x in stacked), e.hyper(0, steps))
-    step = make_train_step(e.gan, e.mesh, steps)
-    _, ours = step.lower(*arguments, np.int32(steps)).compile(QUICK)(*arguments, np.int32(steps))
-
-    theirs = []
-    for i in range(steps):
-        source, target = (
-            nchw(x[i * batch : (i + 1) * batch].astype(precision) / 127.5 - 1) for x in stacked
-        )
-        losses = trainer.step(source, target)
-        theirs.append([losses[name] for name in ("disc", "gan", "l1")])
-    assert e.gan.metric_names == ("loss/disc", "loss/gen_gan", "loss/gen_l1")
-    return np.asarray(ours, np.float64), np.array(theirs)
+    rows = []
+    for i in range(0, len(stacked[0]), batch):
+        pair = (nchw(x[i : i + batch].astype(dtype) / 127.5 - 1) for x in stacked)
+        losses = trainer.step(*pair)
+        rows.append([losses[name] for name in ("disc", "gan", "l1")])
+    return np.array(rows)
 
 
 @pytest.mark.parametrize(
@@ -288,5 +292,13 @@ def test_twenty_steps_have_the_losses_of_the_reference(adversarial, batch, depth
 @pytest.mark.slow
 @pytest.mark.parametrize("adversarial", ["vanilla", "lsgan"])
 def test_the_first_step_at_full_size_in_float32(adversarial):
-    ours, theirs = both_losses(adversarial, 1, 8, 64, "float32", 1)
-    assert np.abs(ours / theirs - 1).max() < 1e-5
+    """All three losses to 1e-5 of the reference's in float64, and two of them in float32 as well.
+
+    The generator's adversarial loss is that of the discriminator after its first update, in which
+    Adam makes steps of one size of all gradients, however small: those that are all rounding may
+    go either way. The reference's own loss in float32 is 2e-5 away from its loss in float64.
+    """
+    ours, theirs, exact = both_losses(adversarial, 1, 8, 64, "float32", 1, exact=True)
+    assert np.abs(ours / exact - 1).max() < 1e-5
+    off = np.abs(ours / theirs - 1)[0]
+    assert max(off[0], off[2]) < 1e-5 and off[1] < 1e-4
