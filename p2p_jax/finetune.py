@@ -98,15 +98,16 @@ def check(config: Config, console: Console) -> None:
         raise ConfigError([f"{KEY}: {workdir} holds no checkpoint yet; train first"])
     grid = mesh.make_mesh(1)
     ours, theirs = (abstract_state(make_gan(c), grid) for c in (config, donor))
-    problems = _differences("generator", ours.gen, theirs.gen)
+    wrong = _differences("generator", ours.gen, theirs.gen)
+    way_out = "" if wrong else ", or take train.init_nets=generator"
     if nets == "both":
-        problems += _differences("discriminator", ours.disc, theirs.disc)
-    if problems:
+        wrong += _differences("discriminator", ours.disc, theirs.disc)
+    if wrong:
         raise ConfigError(
             [
-                *shortened(problems),
-                f"{KEY}: {workdir} has other networks; make model.* and data.channels those of its "
-                "config.json" + (", or take train.init_nets=generator" * (nets == "both")),
+                *shortened(wrong),
+                f"{KEY}: {workdir} has other networks; make model.*, data.task and data.channels "
+                f"those of its config.json{way_out}",
             ]
         )
     here, there = flatten(config), flatten(donor)

@@ -142,6 +142,7 @@ def _name(config: Config, network: Network) -> tuple[str, list[str]]:
         notes.append(f"its U-Nets double their widths up to eightfold; these are {gen.features}")
     usual = reference_dropout(size)
     if gen.dropout and sorted(gen.dropout) != list(usual):
-        notes.append(f"it drops out in the decoder blocks {usual}, this network in {gen.dropout}")
+        there = f"in the decoder blocks {usual}" if usual else "nowhere at this depth"
+        notes.append(f"it drops out {there}, this network in {gen.dropout}")
     known = {8: "--netG unet_256", 7: "--netG unet_128"}
     return known.get(size, f"UnetGenerator(num_downs={size})"), notes
