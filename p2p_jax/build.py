@@ -15,14 +15,11 @@ from jax.sharding import Mesh
 from p2p_jax import mesh as meshes
 from p2p_jax.config import Config, flatten
 from p2p_jax.data import SOURCES, DataError, PairSource, Splits
-from p2p_jax.images import Augment
-from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.metrics import METRICS, Metric
-from p2p_jax.networks import make_discriminator, make_generator, make_policy
+from p2p_jax.networks import abstract_state, make_gan, make_generator, make_policy
 from p2p_jax.objectives import RATES, WEIGHTS
-from p2p_jax.optim import BATCH_SCALING, Plateau, ScheduleOptions, adam, factor
-from p2p_jax.state import Gan, TrainState, count, init
-from p2p_jax.tasks import TASKS
+from p2p_jax.optim import BATCH_SCALING, Plateau, ScheduleOptions, factor
+from p2p_jax.state import Gan, TrainState, count
 from p2p_jax.validate import data_options
 
 
@@ -144,34 +141,6 @@ class Experiment:
         ]
 
 
-def abstract_state(gan: Gan, mesh: Mesh) -> TrainState:
-    """Shapes and types of a state, laid out over the mesh; nothing is computed."""
-    shapes = jax.eval_shape(lambda: init(gan, 0))
-    sharding = meshes.replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-
-
-def draw(
-    gan: Gan, seed: int, like: TrainState, parts: Callable[[TrainState], Any] = lambda s: s
-) -> Any:
-    """Draws a fresh state.
-
-    Args:
-      gan: the networks.
-      seed: of what is drawn.
-      like: the state's shapes and layout, from `abstract_state`.
-      parts: keeps what is wanted of a state; the rest is never computed.
-    """
-    on_cpu = jax.devices()[0].platform == "cpu"
-    drawing = jax.jit(
-        lambda: parts(init(gan, seed)),
-        out_shardings=jax.tree.map(lambda x: x.sharding, parts(like)),
-        # XLA's CPU backend takes longer to optimise the random draws than to do them.
-        compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
-    )
-    return drawing()
-
-
 def _by(sizes: Iterable[int]) -> str:
     return "x".join(map(str, sizes))
 
@@ -256,29 +225,6 @@ def _train_options(config: Config, steps: int) -> TrainOptions:
 
 def _threads(config: Config) -> int:
     return config.data.threads or os.cpu_count() or 1
-
-
-def make_gan(config: Config) -> Gan:
-    """Networks, losses and optimisers of a config; no data is needed."""
-    policy, loss, optim = make_policy(config), config.loss, config.optim
-    task = TASKS[config.data.task](config.data.channels)
-    return Gan(
-        generator=make_generator(config, task.channels[1]),
-        discriminator=make_discriminator(config),
-        gen_tx=adam(optim.gen.b1, optim.gen.b2, optim.gen.eps),
-        disc_tx=adam(optim.disc.b1, optim.disc.b2, optim.disc.eps),
-        adversarial=ADVERSARIAL[loss.adversarial],
-        reconstruction=tuple((name, fn) for name, fn in RECONSTRUCTION.items() if loss[name]),
-        feature_matching=bool(loss.feature_matching),
-        simultaneous=config.train.simultaneous,
-        augment=Augment(
-            config.data.load_size, config.data.crop_size, config.data.flip, config.data.resize
-        ),
-        task=task,
-        ema_decay=config.train.ema_decay,
-        dtype=policy.param_dtype,
-        axis=meshes.AXIS,
-    )
 
 
 def _hyper(config: Config, steps: int, examples: int) -> Callable[[int, int], np.ndarray]:

@@ -25,13 +25,13 @@ import jax
 import numpy as np
 
 from p2p_jax import mesh
-from p2p_jax.build import make_gan
 from p2p_jax.command import finish
 from p2p_jax.config import Config, ConfigError
 from p2p_jax.console import Console
 from p2p_jax.dialects import base_in
 from p2p_jax.finetune import restore_networks
 from p2p_jax.flags import config_file, override, saved_config, split
+from p2p_jax.networks import make_gan
 from p2p_jax.validate import validate
 from p2p_jax.weights.detect import clean
 from p2p_jax.weights.export import hints, network_of, refusals

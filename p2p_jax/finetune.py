@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from p2p_jax import checkpoint, mesh
-from p2p_jax.build import abstract_state, make_gan
 from p2p_jax.checkpoint import Restored
 from p2p_jax.config import Config, ConfigError, flatten, shortened
 from p2p_jax.console import Console
 from p2p_jax.flags import saved_config
+from p2p_jax.networks import abstract_state, make_gan
 from p2p_jax.state import Gan, NetState, TrainState
 
 Tree = Any

@@ -1,19 +1,26 @@
-"""From a config to its networks; no data is needed."""
+"""From a config to its networks and their state; no data is needed."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 
-from p2p_jax import mesh
+from p2p_jax import mesh as meshes
 from p2p_jax.config import Config
+from p2p_jax.images import Augment
+from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.models import DISCRIMINATORS, GENERATORS, MultiScale
 from p2p_jax.models.conv import Policy
 from p2p_jax.models.layers import Style
 from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
+from p2p_jax.optim import adam
+from p2p_jax.state import Gan, TrainState, init
+from p2p_jax.tasks import TASKS
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 
@@ -60,6 +67,29 @@ def make_discriminator(config: Config) -> Any:
     return judge if chosen.scales == 1 else MultiScale((judge,) * chosen.scales)
 
 
+def make_gan(config: Config) -> Gan:
+    """Networks, losses and optimisers of a config; no data is needed."""
+    policy, loss, optim = make_policy(config), config.loss, config.optim
+    task = TASKS[config.data.task](config.data.channels)
+    return Gan(
+        generator=make_generator(config, task.channels[1]),
+        discriminator=make_discriminator(config),
+        gen_tx=adam(optim.gen.b1, optim.gen.b2, optim.gen.eps),
+        disc_tx=adam(optim.disc.b1, optim.disc.b2, optim.disc.eps),
+        adversarial=ADVERSARIAL[loss.adversarial],
+        reconstruction=tuple((name, fn) for name, fn in RECONSTRUCTION.items() if loss[name]),
+        feature_matching=bool(loss.feature_matching),
+        simultaneous=config.train.simultaneous,
+        augment=Augment(
+            config.data.load_size, config.data.crop_size, config.data.flip, config.data.resize
+        ),
+        task=task,
+        ema_decay=config.train.ema_decay,
+        dtype=policy.param_dtype,
+        axis=meshes.AXIS,
+    )
+
+
 def _options(kind: type, section: Config) -> Any:
     return kind(**{field.name: section[field.name] for field in dataclasses.fields(kind)})
 
@@ -68,7 +98,7 @@ def _style(config: Config, section: Config) -> Style:
     model = config.model
     return Style(
         policy=make_policy(config),
-        axis=mesh.AXIS,
+        axis=meshes.AXIS,
         norm=section.norm,
         norm_group=section.norm_group,
         norm_eps=model.norm_eps,
@@ -79,3 +109,31 @@ def _style(config: Config, section: Config) -> Style:
         init=model.init,
         init_gain=model.init_gain,
     )
+
+
+def abstract_state(gan: Gan, mesh: Mesh) -> TrainState:
+    """Shapes and types of a state, laid out over the mesh; nothing is computed."""
+    shapes = jax.eval_shape(lambda: init(gan, 0))
+    sharding = meshes.replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def draw(
+    gan: Gan, seed: int, like: TrainState, parts: Callable[[TrainState], Any] = lambda s: s
+) -> Any:
+    """Draws a fresh state.
+
+    Args:
+      gan: the networks.
+      seed: of what is drawn.
+      like: the state's shapes and layout, from `abstract_state`.
+      parts: keeps what is wanted of a state; the rest is never computed.
+    """
+    on_cpu = jax.devices()[0].platform == "cpu"
+    drawing = jax.jit(
+        lambda: parts(init(gan, seed)),
+        out_shardings=jax.tree.map(lambda x: x.sharding, parts(like)),
+        # XLA's CPU backend takes longer to optimise the random draws than to do them.
+        compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
+    )
+    return drawing()

@@ -14,10 +14,11 @@ import jax
 import numpy as np
 
 from p2p_jax import checkpoint, evaluate, finetune, mesh, report
-from p2p_jax.build import Experiment, TrainOptions, draw
+from p2p_jax.build import Experiment, TrainOptions
 from p2p_jax.console import Console
 from p2p_jax.data import Batch, Feed
 from p2p_jax.evaluate import Evaluator
+from p2p_jax.networks import draw
 from p2p_jax.objectives import RATES
 from p2p_jax.process import Failure, Stop, alone_in
 from p2p_jax.report import MetricsLog

@@ -16,10 +16,10 @@ from flax import traverse_util
 from running import arrays, assert_same_arrays, checkpoints, files, finished, get_config
 
 from p2p_jax import checkpoint, convert, main, mesh
-from p2p_jax.build import abstract_state, make_gan
 from p2p_jax.config import ConfigError, base, flatten, merge
 from p2p_jax.finetune import restore_networks
 from p2p_jax.flags import saved_config
+from p2p_jax.networks import abstract_state, make_gan
 from p2p_jax.state import init
 from p2p_jax.weights import export
 from p2p_jax.weights import files as weight_files

@@ -17,12 +17,13 @@ from running import (
 )
 
 from p2p_jax import checkpoint
-from p2p_jax.build import build, draw
+from p2p_jax.build import build
 from p2p_jax.config import ConfigError, flatten
 from p2p_jax.console import Console
 from p2p_jax.finetune import begin_from, check
 from p2p_jax.flags import parse
 from p2p_jax.main import main
+from p2p_jax.networks import draw
 from p2p_jax.train import Trainer
 
 

@@ -52,7 +52,9 @@ LAYERS: dict[str, set[str] | object] = {
     "config": {"losses"},
     "dialects": {"config"},
     "command": {"config", "data", "process"},
-    "networks": {"config", "mesh", "models"},
+    "networks": {
+        *("config", "mesh", "models", "images", "losses", "optim", "state", "tasks"),
+    },
     "validate": {
         *("config", "networks", "data", "models"),
         *("images", "losses", "metrics", "optim", "tasks"),
@@ -62,18 +64,18 @@ LAYERS: dict[str, set[str] | object] = {
         *("config", "networks", "validate", "state", "objectives", "mesh", "data"),
         *("images", "losses", "metrics", "optim", "tasks"),
     },
-    "finetune": {"build", "checkpoint", "config", "console", "flags", "mesh", "state"},
+    "finetune": {"networks", "checkpoint", "config", "console", "flags", "mesh", "state"},
     "weights": set(),
     "weights.layout": {"config"},
     "weights.files": {"config", "report", "weights.layout"},
     "weights.detect": {"config", "weights.layout"},
     "weights.export": {"config", "models", "tasks", "weights.layout", "weights.detect"},
     "weights.load": {
-        *("config", "metrics", "state", "build", "checkpoint", "mesh", "report", "console"),
+        *("config", "metrics", "state", "networks", "checkpoint", "mesh", "report", "console"),
         *("tasks", "weights.layout", "weights.detect"),
     },
     "convert": {
-        *("config", "dialects", "validate", "flags", "build", "command", "finetune", "mesh"),
+        *("config", "dialects", "validate", "flags", "networks", "command", "finetune", "mesh"),
         *("console", "weights.layout", "weights.files", "weights.detect", "weights.export"),
         "weights.load",
     },

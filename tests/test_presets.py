@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from p2p_jax.build import abstract_state, build
+from p2p_jax.build import build
 from p2p_jax.config import ConfigError, base, flatten, merge
 from p2p_jax.dialects import DIALECTS, base_in
 from p2p_jax.flags import config_file
 from p2p_jax.main import main
 from p2p_jax.mesh import make_mesh
+from p2p_jax.networks import abstract_state
 from p2p_jax.objectives import HYPER
 from p2p_jax.step import make_train_step
 from p2p_jax.validate import validate

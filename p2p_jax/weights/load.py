@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from p2p_jax import checkpoint, mesh, report
-from p2p_jax.build import abstract_state, draw
 from p2p_jax.config import Config, ConfigError, flatten, merge
 from p2p_jax.console import Console
 from p2p_jax.metrics import METRICS
+from p2p_jax.networks import abstract_state, draw
 from p2p_jax.state import Gan, NetState, TrainState
 from p2p_jax.tasks import TASKS
 from p2p_jax.weights.detect import (
