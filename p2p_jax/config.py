@@ -79,11 +79,7 @@ def base() -> Config:
     g.skip_activation = "auto"  # relu or leaky: what a U-Net's skips pass before the decoder
     g.slope = 0.2  # of LeakyReLU below zero
     g.noise = 0  # channels of Gaussian noise beside the source
-    g.dropout = (
-        1,
-        2,
-        3,
-    )  # decoder blocks from the innermost that drop half; a resnet: any for all
+    g.dropout = (1, 2, 3)  # decoder blocks from the innermost that drop half; resnet: any is all
     m.discriminator = d = ConfigDict()
     d.name = "patchgan"  # patchgan or pixel
     d.layers = 3  # of stride 2: 0 to 5 see patches of 1, 16, 34, 70, 142, 286 pixels
@@ -101,14 +97,15 @@ def base() -> Config:
     loss.disc = 0.5  # weight of the discriminator's loss, both sides added up
     loss.gan = 1.0  # weight of the generator's adversarial loss
     loss.gradient_penalty = 10.0  # weight of wgan-gp's penalty, within loss.disc
-    loss.feature_matching = 0.0  # weight of how far its activations on fake and real are apart
+    loss.feature_matching = 0.0  # weight of the distance of D's layers on fake and real
     loss.l1 = 100.0  # weight of the mean absolute error, in [-1, 1]; likewise below
     loss.l2 = 0.0  # mean squared error
     loss.smooth_l1 = 0.0  # squared below an error of 1, absolute above
     loss.charbonnier = 0.0  # a smooth absolute error
     loss.ssim = 0.0  # one minus structural similarity
-    for name in RECONSTRUCTION.keys() - loss.keys():  # any other
-        loss[name] = 0.0
+    for name in RECONSTRUCTION:
+        if name not in loss:  # added since
+            loss[name] = 0.0
 
     c.optim = o = ConfigDict()
     o.gen = ConfigDict({"lr": 2e-4, "b1": 0.5, "b2": 0.999, "eps": 1e-8})

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from p2p_jax import checkpoint, mesh
@@ -52,16 +53,8 @@ def restore_networks(
       ConfigError: the folder is not a run's, has no checkpoint yet, or none of that step, or is of
         64 bits where this process is not.
     """
-    config = saved_config(workdir, key)
-    if (config.train.precision == "float64") != jax.config.read("jax_enable_x64"):
-        raise ConfigError(
-            [f"{key}: {workdir} has train.precision={config.train.precision}; use the same here"]
-        )
-    gan = make_gan(config)
-    manager = checkpoint.open_reader(workdir)
-    steps = sorted(manager.all_steps()) if manager else []
-    if not manager or not steps:
-        raise ConfigError([f"{key}: {workdir} holds no checkpoint yet; train first"])
+    config, manager = _run(workdir, key)
+    gan, steps = make_gan(config), sorted(manager.all_steps())
     if step is not None and step not in steps:
         there = ", ".join(map(str, steps))
         raise ConfigError(
@@ -74,6 +67,19 @@ def restore_networks(
     return gan, restored
 
 
+def _run(workdir: Path, key: str) -> tuple[Config, ocp.CheckpointManager]:
+    """A run's config, and its checkpoints, of which there are some; see `restore_networks`."""
+    config = saved_config(workdir, key)
+    if (config.train.precision == "float64") != jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            [f"{key}: {workdir} has train.precision={config.train.precision}; use the same here"]
+        )
+    manager = checkpoint.open_reader(workdir)
+    if not manager or not manager.all_steps():
+        raise ConfigError([f"{key}: {workdir} holds no checkpoint yet; train first"])
+    return config, manager
+
+
 def check(config: Config, console: Console) -> None:
     """Whether a run can begin as `train.init_from` says; reads and compiles nothing large.
 
@@ -82,20 +88,11 @@ def check(config: Config, console: Console) -> None:
       console: is told what makes another function of the same weights.
 
     Raises:
-      ConfigError: the folder is not a run's, has no checkpoint, or has other networks.
+      ConfigError: the folder is not a run's, has no checkpoint, is of 64 bits where this process is
+        not, or has other networks.
     """
     workdir, nets = Path(config.train.init_from), config.train.init_nets
-    donor = saved_config(workdir, KEY)
-    if donor.train.precision != config.train.precision and "float64" in (
-        donor.train.precision,
-        config.train.precision,
-    ):
-        raise ConfigError(
-            [f"{KEY}: {workdir} has train.precision={donor.train.precision}; use the same here"]
-        )
-    manager = checkpoint.open_reader(workdir)
-    if not manager or not manager.all_steps():
-        raise ConfigError([f"{KEY}: {workdir} holds no checkpoint yet; train first"])
+    donor, _ = _run(workdir, KEY)
     grid = mesh.make_mesh(1)
     ours, theirs = (abstract_state(make_gan(c), grid) for c in (config, donor))
     wrong = _differences("generator", ours.gen, theirs.gen)

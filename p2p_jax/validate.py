@@ -196,13 +196,10 @@ def _sizes(config: Config) -> Iterator[str]:
             f"model.discriminator.layers: {disc.layers} layers need at least {_least(config)} "
             f"pixels a side{' at every scale' * (disc.scales > 1)}, data.crop_size is {crop}"
         )
-    used = [key for key in ("eval.metrics", "loss.ssim") if _uses_ssim(config, key)]
-    if used and min(crop) < SSIM_WINDOW:
-        yield f"{used[0]}: ssim needs at least {SSIM_WINDOW} pixels, data.crop_size is {crop}"
-
-
-def _uses_ssim(config: Config, key: str) -> bool:
-    return bool(config.loss.ssim) if key == "loss.ssim" else "ssim" in config.eval.metrics
+    uses = {"eval.metrics": "ssim" in config.eval.metrics, "loss.ssim": config.loss.ssim}
+    for key, used in uses.items():
+        if used and min(crop) < SSIM_WINDOW:
+            yield f"{key}: ssim needs at least {SSIM_WINDOW} pixels, data.crop_size is {crop}"
 
 
 def _least(config: Config) -> int:
