@@ -1,9 +1,10 @@
 """Labels to photos of streets, as in the paper: 200 epochs, batch 1.
 
-    python -m p2p_jax.main --config=configs/cityscapes.py --workdir=DIR --config.data.path=FOLDER
+    python -m p2p_jax.main --config=configs/cityscapes.py
 
-FOLDER holds side-by-side images, photo left and labels right: 2,975 in `train/` and 500 in `val/`,
-of 256x256 a half. As others train it: `cityscapes.py:junyanz`, `:affinelayer` and so on.
+The set is downloaded on first use: photo left and labels right, 2,975 in `train` and 500 in `val`,
+of 256x256 a half. `--config.data.path=FILE_OR_FOLDER` takes cityscapes.tar.gz, or a folder with
+such splits, instead. As others train it: `cityscapes.py:junyanz`, `:affinelayer` and so on.
 
 Published, by the FCN-8s score on the 500 of `val` (a segmenter of 256x256 photos, its labels
 compared at 1024x2048, 19 classes; per-pixel, per-class accuracy, class IoU):
@@ -23,6 +24,8 @@ from p2p_jax.dialects import base_in
 def get_config(dialect="paper"):
     """The facades recipe on another set."""
     c = base_in(dialect)
+    c.data.source = "tfds"
+    c.data.name = "pix2pix/cityscapes"
     c.data.direction = "BtoA"
     c.train.batch_size = 1
     c.train.epochs = 200.0

@@ -1,10 +1,11 @@
 """Labels to photos of facades, as in the paper: U-Net 256, 70x70 PatchGAN, batch 1, 200 epochs.
 
-    python -m p2p_jax.main --config=configs/facades.py --workdir=DIR --config.data.path=FOLDER
+    python -m p2p_jax.main --config=configs/facades.py
 
-FOLDER holds side-by-side images, photo left and labels right: 400 in `train/`, 100 in `val/` and
-106 in `test/`, of 256x256 a half, in the CMP Facade Database as the paper's authors distribute it.
-As others train it: `facades.py:junyanz`, `:affinelayer`, `:tf_tutorial`, `:seed`.
+The CMP Facade Database, as the paper's authors distribute it, is downloaded on first use: photo
+left and labels right, 400 in `train`, 100 in `val` and 106 in `test`, of 256x256 a half.
+`--config.data.path=FILE_OR_FOLDER` takes facades.tar.gz, or a folder with such splits, instead. As
+others train it: `facades.py:junyanz`, `:affinelayer`, `:tf_tutorial`, `:seed`.
 
 Published: FID 125.0 (MMagic's training, 80,000 steps of batch 1) and 119.1 (junyanz's weights),
 both by MMagic on the 106 of `test`, with dropout and each image's own statistics. So few images
@@ -29,6 +30,8 @@ from p2p_jax.dialects import base_in
 def get_config(dialect="paper"):
     """The defaults are this recipe; only the data differs."""
     c = base_in(dialect)
+    c.data.source = "tfds"
+    c.data.name = "pix2pix/facades"
     c.data.direction = "BtoA"
     c.train.batch_size = 1
     c.train.epochs = 150.0 if dialect == "tf_tutorial" else 200.0  # as it has it

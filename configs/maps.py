@@ -1,10 +1,11 @@
 """Aerial photos to maps, as in the paper, or the other way: 200 epochs, batch 1.
 
-    python -m p2p_jax.main --config=configs/maps.py --workdir=DIR --config.data.path=FOLDER
+    python -m p2p_jax.main --config=configs/maps.py
 
-`--config.data.direction=BtoA` makes photos of maps. FOLDER holds side-by-side images, photo left
-and map right: 1,096 in `train/` and 1,098 in `val/`, of 600x600 a half. As others train
-it: `maps.py:junyanz`, `:affinelayer` and so on.
+`--config.data.direction=BtoA` makes photos of maps. The set is downloaded on first use: photo left
+and map right, 1,096 in `train` and 1,098 in `val`, of 600x600 a half.
+`--config.data.path=FILE_OR_FOLDER` takes maps.tar.gz, or a folder with such splits, instead. As
+others train it: `maps.py:junyanz`, `:affinelayer` and so on.
 
 Published:
 
@@ -24,6 +25,8 @@ from p2p_jax.dialects import base_in
 def get_config(dialect="paper"):
     """The facades recipe on another set."""
     c = base_in(dialect)
+    c.data.source = "tfds"
+    c.data.name = "pix2pix/maps"
     c.data.direction = "AtoB"
     c.train.batch_size = 1
     c.train.epochs = 200.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,13 +14,22 @@ from jax.sharding import Mesh
 
 from p2p_jax import mesh as meshes
 from p2p_jax.config import Config, flatten
-from p2p_jax.data import SOURCES, DataError, PairSource, Splits
-from p2p_jax.metrics import METRICS, Metric
-from p2p_jax.networks import abstract_state, make_gan, make_generator, make_policy
+from p2p_jax.data import SOURCES, EvalFrames, Fit, Form, Frames, Splits, fitting
+from p2p_jax.data.labels import Labels
+from p2p_jax.data.pairs import raise_if
+from p2p_jax.images import Values
+from p2p_jax.metrics import METRICS, SSIM_WINDOW, Metric
+from p2p_jax.networks import (
+    abstract_state,
+    make_gan,
+    make_generator,
+    make_policy,
+    task_options,
+)
 from p2p_jax.objectives import RATES, WEIGHTS
 from p2p_jax.optim import BATCH_SCALING, Plateau, ScheduleOptions, factor
-from p2p_jax.state import Gan, TrainState, count
-from p2p_jax.validate import data_options
+from p2p_jax.state import Gan, TrainState
+from p2p_jax.validate import data_options, fit, resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +41,8 @@ class TrainOptions:
     steps_per_dispatch: int
     shuffle: bool
     cache: str
+    cache_share: float
+    substitutes: bool
     threads: int
     log_every: int
     eval_every: int
@@ -68,8 +79,9 @@ class Experiment:
       eval_gan: the same, normalising each image by its own statistics.
       mesh: the devices.
       form: of the convolutions.
-      train_source: the pairs to train on.
-      eval_source: the pairs to evaluate on.
+      train_frames: the pairs to train on, as arrays of one shape.
+      eval_frames: the pairs to evaluate on.
+      labels: the classes of targets that are label maps, or None.
       notes: what the user should know about the data.
       train: see `TrainOptions`.
       eval: see `EvalOptions`.
@@ -84,8 +96,9 @@ class Experiment:
     eval_gan: Gan
     mesh: Mesh
     form: str
-    train_source: PairSource
-    eval_source: PairSource
+    train_frames: Frames
+    eval_frames: EvalFrames
+    labels: Labels | None
     notes: tuple[str, ...]
     train: TrainOptions
     eval: EvalOptions
@@ -96,70 +109,33 @@ class Experiment:
         """Shapes and types of the state, laid out over the mesh; nothing is computed."""
         return abstract_state(self.gan, self.mesh)
 
-    def summary(self) -> list[tuple[str, str]]:
-        """What will run, in rows of a name and a text, for the start."""
-        shapes = self.abstract_state()
-        train, augment, config = self.train, self.gan.augment, self.config
-        devices = self.mesh.devices.ravel()
-        disc: Any = self.gan.discriminator
-        patches = "; ".join(
-            f"{p.height}x{p.width} patches of {p.field}x{p.field} pixels"
-            for p in disc.patches(*augment.crop_size)
-        )
-        names = [config["model"][net]["name"] for net in ("generator", "discriminator")]
-        data = config["data"]
-        way = data["direction"]
-        if data["task"] != "translate":
-            way = f"{data['task']} the {'right' if way == 'AtoB' else 'left'} image"
-        where = data["name"] or data["path"] or "built in"
-        images = _by(self.train_source.size)
-        if augment.load_size != tuple(self.train_source.size):
-            images += f", resized to {_by(augment.load_size)}"
-        if augment.crop_size != augment.load_size:
-            images += f", cropped to {_by(augment.crop_size)}"
-        images += ", mirrored" * augment.flip
-        epochs = train.steps * train.batch_size / len(self.train_source)
-        return [
-            ("devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"),
-            (
-                "precision",
-                f"{config['train']['precision']}, {self.form} convolutions",
-            ),
-            ("generator", f"{names[0]}, {count(shapes.gen.params):,} parameters"),
-            (
-                "discriminator",
-                f"{names[1]}, {count(shapes.disc.params):,} parameters; {patches}",
-            ),
-            ("data", f"{data['source']} ({where}), {way}"),
-            (
-                "pairs",
-                f"{len(self.train_source)} to train on, {len(self.eval_source)} to evaluate "
-                f"({self.eval.split})",
-            ),
-            ("images", images),
-            ("steps", f"{train.steps:,} of batch {train.batch_size}: {epochs:.3g} epochs"),
-        ]
 
-
-def _by(sizes: Iterable[int]) -> str:
-    return "x".join(map(str, sizes))
-
-
-def build(config: Config, log: Callable[[str], None]) -> Experiment:
+def build(config: Config, log: Callable[[str], None], training: bool = True) -> Experiment:
     """Opens the data and assembles networks, losses and options; compiles nothing.
 
     Args:
       config: free of problems, as `validate` tells.
       log: is told what takes time.
+      training: False for evaluation alone, which training pairs need not fit.
 
     Raises:
       DataError: what is wrong with the data, all of it.
     """
+    config = resolved(config)
     mesh = meshes.make_mesh(config.mesh.devices)
     splits = SOURCES[config.data.source].open(data_options(config), log)
     gan = make_gan(config)
-    _check_channels(gan, splits)
-    alone = make_generator(config, gan.task.channels[1], own_statistics=True)
+    how = fit(config, gan.augment.methods, gan.generator.size_step)
+    raise_if([*channel_problems(gan, splits), *_size_problems(splits, how, training)])
+    frames, held = Frames(splits.train, how), EvalFrames(splits.eval, how)
+    if "ssim" in config.eval.metrics:
+        raise_if(_tiny_images(held))
+    gan = dataclasses.replace(
+        gan,
+        augment=dataclasses.replace(gan.augment, load_size=frames.load_size if training else None),
+        values=stored_values(config, gan, splits.train.forms),
+    )
+    alone = make_generator(config, gan.task.channels[1], gan.task.output, own_statistics=True)
     examples = len(splits.train)
     steps = config.train.steps or math.ceil(
         config.train.epochs * examples / config.train.batch_size
@@ -171,14 +147,15 @@ def build(config: Config, log: Callable[[str], None]) -> Experiment:
         eval_gan=dataclasses.replace(gan, generator=alone),
         mesh=mesh,
         form=make_policy(config).form,
-        train_source=splits.train,
-        eval_source=splits.eval,
+        train_frames=frames,
+        eval_frames=held,
+        labels=_labels(config) if gan.task.labelled[1] else None,
         notes=splits.notes,
         train=_train_options(config, steps),
         eval=EvalOptions(
             batch_size=config.eval.batch_size or mesh.size,
             metrics=tuple((name, METRICS[name]) for name in config.eval.metrics),
-            split=config.eval.split or config.data.eval_split,
+            split=_eval_name(config),
             dropout=config.eval.dropout,
             running=config.eval.norm_stats == "running",
             ema=config.eval.ema,
@@ -190,17 +167,61 @@ def build(config: Config, log: Callable[[str], None]) -> Experiment:
     )
 
 
-def _check_channels(gan: Gan, splits: Splits) -> None:
-    """Raises DataError where what is stored is not what the networks are to see."""
+def _eval_name(config: Config) -> str:
+    """What to call what is evaluated."""
+    if not SOURCES[config.data.source].trains and not config.eval.split:
+        return config.data.source
+    return config.eval.split or config.data.eval_split
+
+
+def _labels(config: Config) -> Labels:
+    """The classes in the colours that pictures of them have."""
+    options = task_options(config)
+    return Labels(options.palette, options.classes, 0)
+
+
+def channel_problems(gan: Gan, splits: Splits) -> list[str]:
+    """Where what is stored is not what the networks are to see."""
     problems = []
     for split, source in (("train", splits.train), ("eval", splits.eval)):
-        pair = (jax.ShapeDtypeStruct((1, *x.shape), np.float32) for x in source[0])
+        shapes = ((1, *gan.augment.crop_size, form.channels) for form in source.forms)
+        pair = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)
         try:
             jax.eval_shape(gan.task.encode, *pair)
         except ValueError as error:
             problems.append(f"data.channels: {split} split: {error}")
-    if problems:
-        raise DataError(problems)
+    return problems
+
+
+def _size_problems(splits: Splits, how: Fit, training: bool) -> list[str]:
+    problems = fitting.problems(splits.train, how, "train") if training else []
+    return problems + fitting.problems(splits.eval, how, "eval", evaluation=True)
+
+
+def _tiny_images(frames: EvalFrames) -> list[str]:
+    """Images that are too small to have a structural similarity."""
+    small = [i for i in range(len(frames)) if min(frames.content(i)) < SSIM_WINDOW]
+    if not small:
+        return []
+    height, width = frames.content(small[0])
+    return [
+        f"eval.metrics: ssim needs at least {SSIM_WINDOW} pixels a side, which {len(small)} of "
+        f"{len(frames)} images to evaluate have not (first {frames.names[small[0]]}: "
+        f"{height}x{width}, height x width); leave ssim out, or remove them"
+    ]
+
+
+def stored_values(config: Config, gan: Gan, forms: tuple[Form, Form]) -> tuple[Values, Values]:
+    """What stored numbers mean: by default all that the type holds; classes are themselves."""
+    values = []
+    ranges = (config.data.source_range, config.data.target_range)
+    for form, (low, high), classes in zip(forms, ranges, gan.task.labelled, strict=True):
+        if classes:
+            low, high = 0.0, 255.0
+        elif low == high:
+            low, high = 0.0, 65535.0 if form.dtype == "uint16" else 255.0
+        values.append(Values(form.dtype, low, high))
+    return values[0], values[1]
 
 
 def _train_options(config: Config, steps: int) -> TrainOptions:
@@ -211,6 +232,8 @@ def _train_options(config: Config, steps: int) -> TrainOptions:
         steps_per_dispatch=train.steps_per_dispatch,
         shuffle=data.shuffle,
         cache=data.cache,
+        cache_share=data.cache_share,
+        substitutes=data.on_error == "substitute",
         threads=_threads(config),
         log_every=train.log_every,
         eval_every=train.eval_every,

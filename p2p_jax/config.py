@@ -40,21 +40,40 @@ def base() -> Config:
     c.seed = 0  # of everything random: initial weights, order, jitter, dropout
 
     c.data = d = ConfigDict()
-    d.source = "folder"  # folder (PATH/train/*.jpg, side by side) or synthetic
-    d.path = ""  # the folder; it is only read
-    d.name = ""  # what to call the data in reports; empty: the folder's name, or the source's
-    d.direction = "AtoB"  # AtoB: the left half is the source; BtoA: the right half is
-    d.train_split = "train"  # sub-folder to train on
-    d.eval_split = "val"  # sub-folder to evaluate on; where it is missing, a tenth is held out
+    d.source = "folder"  # where pairs come from; README, "Your own data", lists all sources
+    d.path = ""  # the folder, or the file of a manifest or an archive; it is only read
+    d.name = ""  # tfds: which data set, as pix2pix/facades; else what reports call the data
+    d.features = ("image",)  # tfds: the image that holds both halves, or that of A and that of B
+    d.url = ""  # download official sets from here instead: a folder of NAME.tar.gz
+    d.direction = "AtoB"  # AtoB: A, the left half, is the source; BtoA: B, the right half, is
+    d.train_split = "train"  # split to train on
+    d.eval_split = "val"  # split to evaluate on; where it is missing, a tenth is held out
     d.split_seed = 0  # decides which tenth
-    d.task = "translate"  # or colorize: lightness to colour of the target photos alone
+    d.task = "auto"  # translate, colorize, grey, inpaint or labels; auto: what the source is for
     d.channels = (3, 3)  # of source and target; 1 makes colour images grey
+    d.alpha = "refuse"  # transparency: refuse, drop, white or black (laid over it), or keep
+    d.source_range = (0.0, 0.0)  # values that become -1 and 1; 0,0: all that 8 or 16 bits hold
+    d.target_range = (0.0, 0.0)
+    d.labels = "source"  # which side of task labels is class labels: source, target or both
+    d.palette = ""  # their colours, as "#0000aa #ff0000"; empty: a pixel's value is its class
+    d.classes = 0  # how many classes there are where there is no palette
+    d.label_tolerance = 0  # how far a colour may be from the palette's; 255: nearest (for JPEG)
+    d.hole = 0.5  # task inpaint: the share of each side that is cut out of the middle
+    d.canny = (100, 200)  # source edges: thresholds of the gradient, of 8-bit grey
+    d.preprocess = "resize_and_crop"  # scale_width_and_crop, scale_width, crop, pad or none
     d.resize = "bilinear"  # or bicubic, area, nearest
     d.load_size = (286, 286)  # (height, width) that images are resized to,
     d.crop_size = (256, 256)  # and that are cut out of them at random, for the networks
     d.flip = True  # mirror half of the pairs
+    d.flip_vertical = False  # turn half of them upside down
+    d.rotate = False  # by 0, 90, 180 or 270 degrees
+    d.brightness = 0.0  # the source alone is made up to so much brighter or darker; likewise:
+    d.contrast = 0.0
+    d.saturation = 0.0
     d.shuffle = True  # a new order every epoch
-    d.cache = "none"  # none: decode every time; host: keep decoded pairs in memory
+    d.on_error = "fail"  # or substitute: train on another pair for one that cannot be read
+    d.cache = "none"  # none: decode every time; host or device: keep decoded pairs in memory
+    d.cache_share = 0.5  # of a device's memory, that cache=device may take
     d.threads = 0  # that decode; 0 is one a core
     d.max_examples = 0  # train on this many pairs at most; 0 is all
     d.prepared_dir = ""  # for prepared data; empty is p2p_jax in the user's cache directory
@@ -186,6 +205,8 @@ def coerce(key: str, value: Any, like: Any) -> Any:
             return (value, value) if len(like) == 2 else (value,)
         if isinstance(value, list | tuple):
             element = type(like[0]) if like else int
+            if element is float:
+                value = [float(v) if type(v) is int else v for v in value]
             if all(type(v) is element for v in value):
                 return tuple(value)
             raise ConfigError([f"{key}: {value!r} must hold {_MANY[element]} only"])
@@ -196,7 +217,7 @@ def coerce(key: str, value: Any, like: Any) -> Any:
     raise ConfigError([f"{key}: {value!r} is not {_KINDS[kind]}; the default is {like!r}"])
 
 
-_MANY = {int: "whole numbers", str: "words"}
+_MANY = {int: "whole numbers", float: "numbers", str: "words"}
 _KINDS = {
     bool: "True or False",
     int: "a whole number",
@@ -238,7 +259,7 @@ def field_changes(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     the learning rate depends on it.
     """
     before, after = flatten(old), flatten(new)
-    free = {"train.keep", "data.cache", "data.threads", "data.prepared_dir"}
+    free = {"train.keep", "data.cache", "data.cache_share", "data.threads", "data.prepared_dir"}
     # What only matters at the start.
     free |= {"train.init_from", "train.init_nets"}
     free |= {"model.init", "model.init_gain", "model.norm_scale_std"}

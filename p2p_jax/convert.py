@@ -32,7 +32,7 @@ from p2p_jax.dialects import base_in
 from p2p_jax.finetune import restore_networks
 from p2p_jax.flags import config_file, override, saved_config, split
 from p2p_jax.networks import make_gan
-from p2p_jax.validate import validate
+from p2p_jax.validate import resolved, validate
 from p2p_jax.weights.detect import clean
 from p2p_jax.weights.export import hints, network_of, refusals
 from p2p_jax.weights.files import read, suffix_problems, write
@@ -126,7 +126,7 @@ def _recipe(file: str, overrides: dict[str, str]) -> tuple[Config, list[str]]:
         with blaming("", problems):
             config = config_file(file)
     config, found = override(config, overrides)
-    return config, problems + found
+    return resolved(config), problems + found
 
 
 def _summary(config: Config, tensors: dict[str, Arrays], workdir: Path, console: Console) -> None:

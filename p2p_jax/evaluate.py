@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2p_jax import checkpoint, mesh, page, report
+from p2p_jax import checkpoint, mesh, page, pictures, report
 from p2p_jax.build import Experiment
 from p2p_jax.config import ConfigError
 from p2p_jax.console import Console
-from p2p_jax.data import Pair, PairSource, eval_batches
+from p2p_jax.data import eval_batches
+from p2p_jax.gallery import Gallery
 from p2p_jax.metrics import METRICS
-from p2p_jax.step import make_sample
+from p2p_jax.step import Sampled, make_sample
 
 Tree = Any
 BASELINE = "best constant image"
@@ -35,30 +38,6 @@ class Evaluation(NamedTuple):
     examples: list[dict[str, Any]]
 
 
-class Translated(NamedTuple):
-    """One example, uint8 `[h, w, c]` each."""
-
-    name: str
-    source: np.ndarray
-    fake: np.ndarray
-    target: np.ndarray
-
-
-class _Chosen:
-    """Some examples of a source."""
-
-    def __init__(self, source: PairSource, indices: Sequence[int]) -> None:
-        self._source, self._indices = source, indices
-        self.names = [source.names[i] for i in indices]
-        self.fingerprint, self.size = source.fingerprint, source.size
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, i: int) -> Pair:
-        return self._source[self._indices[i]]
-
-
 class Evaluator:
     """Evaluates generators of one experiment; compiles once, at first use.
 
@@ -74,7 +53,14 @@ class Evaluator:
         self.baseline: dict[str, float] = {}
         options = experiment.eval
         gan = experiment.gan if options.running else experiment.eval_gan
-        self._sample = make_sample(gan, experiment.mesh, options.running, options.dropout)
+        self._sample = make_sample(
+            gan,
+            experiment.mesh,
+            options.running,
+            options.dropout,
+            experiment.eval_frames.device_size,
+        )
+        self._gallery = Gallery(experiment)
         self._measure = jax.jit(
             lambda fake, target: {
                 name: metric.fn(fake.astype(jnp.float32) / 255, target.astype(jnp.float32) / 255)
@@ -83,11 +69,9 @@ class Evaluator:
         )
         key = jax.random.key(experiment.seed, impl="threefry2x32")
         self._key = jax.device_put(key, mesh.replicated(experiment.mesh))
-        source = experiment.eval_source
-        count = min(options.sample_count, len(source))
-        self._shown = _Chosen(
-            source, [int(i) for i in np.linspace(0, len(source) - 1, count).round()]
-        )
+        self._frames = experiment.eval_frames
+        count = min(options.sample_count, len(self._frames))
+        self._shown = [int(i) for i in np.linspace(0, len(self._frames) - 1, count).round()]
 
     def __call__(self, gen: Tree, folder: Path | None = None) -> Evaluation:
         """Evaluates the split.
@@ -96,24 +80,33 @@ class Evaluator:
           gen: the checkpoint item `gen`: params, stats and ema.
           folder: where to write all pictures, or None for none.
         """
-        examples, targets = [], []
-        for images, metrics in self._translate(gen, self._experiment.eval_source):
-            examples.append({"name": images.name, **metrics})
-            if not self.baseline:
-                targets.append(images.target)
+        examples: dict[int, dict[str, Any]] = {}
+        targets: list[np.ndarray] = []
+        for i, images, metrics in self._translate(gen):
+            examples[i] = {"name": self._frames.names[i], **metrics}
+            if not self.baseline and images.target is not None:
+                targets.append(self._gallery.measured(i, np.asarray(images.target)))
             if folder is not None:
-                for kind, picture in zip(("source", "images", "target"), images[1:], strict=True):
-                    report.save_png(folder / kind / f"{images.name}.png", picture)
+                self._gallery.write(folder, i, images)
         self.baseline = self.baseline or self._measure_baseline(targets)
-        return Evaluation(_means(examples), examples)
+        rows = [examples[i] for i in sorted(examples)]
+        return Evaluation(_means(rows), rows)
 
     def grid(self, gen: Tree) -> np.ndarray:
         """The picture of the fixed pairs, uint8: a row each of source, fake and target."""
-        rows = [images[1:] for images, _ in self._translate(gen, self._shown)]
-        return report.grid(rows)
+        rows = {
+            i: [pictures.as_shown(picture) for picture in self._gallery.shown(i, images)]
+            for i, images, _ in self._translate(gen, self._shown)
+        }
+        return report.grid([rows[i] for i in sorted(rows)])
 
     def _measure_baseline(self, targets: list[np.ndarray]) -> dict[str, float]:
-        """Metrics of the one image that, whatever the source, has the least L1: the median."""
+        """Metrics of the one image that, whatever the source, has the least L1: the median.
+
+        There is none where targets differ in size.
+        """
+        if len({target.shape for target in targets}) != 1:
+            return {}
         # Row by row, as the median copies what it is given.
         rows = [np.median([t[y] for t in targets], axis=0) for y in range(len(targets[0]))]
         constant = np.stack(rows).astype(np.uint8)
@@ -122,25 +115,36 @@ class Evaluator:
             examples += _rows(self._measure(constant[None], target[None]))
         return _means(examples)
 
-    def _batches(self, source: PairSource):
-        options = self._experiment.eval
-        return eval_batches(source, options.batch_size, options.threads)
-
     def _translate(
-        self, gen: Tree, source: PairSource
-    ) -> Iterator[tuple[Translated, dict[str, float]]]:
-        grid = self._experiment.mesh
-        params = gen["ema"] if self._experiment.eval.ema else gen["params"]
-        for indices, batch in self._batches(source):
-            names = [source.names[i] for i in indices]
+        self, gen: Tree, chosen: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Sampled, dict[str, float]]]:
+        """Index, images and metrics of all pairs or the chosen ones, in the order of batches."""
+        options, frames = self._experiment.eval, self._frames
+        params = gen["ema"] if options.ema else gen["params"]
+        for indices, batch in eval_batches(frames, options.batch_size, options.threads, chosen):
             identities = np.zeros(len(batch.source), np.uint32)
-            identities[: len(names)] = [zlib.crc32(name.encode()) for name in names]
-            inputs = mesh.put_split(grid, (batch.source, batch.target, identities), 0)
-            images = self._sample(params, gen["stats"], self._key, *inputs)
-            rows = _rows(self._measure(images[1], images[2]))
-            source_image, fake, target = (np.asarray(x) for x in images)
-            for i, name in enumerate(names):
-                yield Translated(name, source_image[i], fake[i], target[i]), rows[i]
+            identities[: len(indices)] = [zlib.crc32(frames.names[i].encode()) for i in indices]
+            inputs = mesh.put_split(
+                self._experiment.mesh, (batch.source, batch.target, identities), 0
+            )
+            sampled = self._sample(params, gen["stats"], self._key, *inputs)
+            metrics = self._metrics(sampled, indices)
+            images = jax.tree.map(np.asarray, sampled)
+            for row, i in enumerate(indices):
+                yield i, jax.tree.map(lambda x, row=row: x[row], images), metrics[row]
+
+    def _metrics(self, sampled: Sampled, indices: Sequence[int]) -> list[dict[str, float]]:
+        """Of each example, on what of the canvas is the image."""
+        if sampled.target is None:
+            return [{} for _ in indices]
+        whole = sampled.fake.shape[1:3]
+        if all(self._frames.content(i) == whole for i in indices):
+            return _rows(self._measure(sampled.fake, sampled.target))
+        rows = []
+        for row, i in enumerate(indices):
+            both = (np.asarray(x[row]) for x in (sampled.fake, sampled.target))
+            rows += _rows(self._measure(*(self._gallery.measured(i, x)[None] for x in both)))
+        return rows
 
 
 def _rows(values: dict[str, Any]) -> list[dict[str, float]]:
@@ -178,9 +182,7 @@ def write(
         "step": step,
         "split": options.split,
         "examples": len(result.examples),
-        "norm_stats": "running" if options.running else "batch",
-        "dropout": options.dropout,
-        "ema": options.ema,
+        **_identity(experiment),
         "better": {f"eval/{name}": METRICS[name].mode for name, _ in options.metrics},
         **result.means,
         "baseline": evaluator.baseline,
@@ -193,13 +195,38 @@ def write(
         baseline=evaluator.baseline,
         baseline_name=BASELINE,
         rows=result.examples,
+        targets=bool(experiment.eval_frames.forms[1].channels),
     )
     return result
 
 
+def _identity(experiment: Experiment) -> dict[str, Any]:
+    """What an evaluation depends on beside the checkpoint."""
+    options = experiment.eval
+    return {
+        "norm_stats": "running" if options.running else "batch",
+        "dropout": options.dropout,
+        "ema": options.ema,
+        "data": experiment.eval_frames.fingerprint,
+    }
+
+
 def eval_folder(workdir: Path, experiment: Experiment, step: int) -> Path:
-    """Where an evaluation's files are."""
-    return workdir / "eval" / experiment.eval.split / str(step)
+    """Where an evaluation's files are: `eval/SPLIT/STEP`, or `STEP_2` and so on.
+
+    What other data or other options gave at the same step is never overwritten.
+    """
+    first = workdir / "eval" / experiment.eval.split / str(step)
+    identity = _identity(experiment)
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{step}_{number}")
+        try:
+            found = json.loads((folder / "metrics.json").read_text())
+        except (OSError, ValueError):  # not complete: nothing is lost
+            return folder
+        if {key: found.get(key) for key in identity} == identity:
+            return folder
+    raise AssertionError("unreachable")
 
 
 def run(experiment: Experiment, workdir: Path, console: Console) -> None:

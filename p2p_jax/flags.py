@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from p2p_jax import mesh
 from p2p_jax.config import Config, ConfigError, base, coerce, flatten, merge, unknown_key
-from p2p_jax.validate import validate
+from p2p_jax.validate import resolved, validate
 
 FLAGS = ("config", "workdir", "mode", "allow_config_change", "help")
 SWITCHES = ("allow_config_change", "help")
@@ -51,12 +51,16 @@ def parse(argv: Sequence[str]) -> Command:
     if mode not in MODES:
         problems.append(f"--mode: {mode!r} is not one of {', '.join(MODES)}{_near(mode, MODES)}")
     if not flags.get("workdir"):
-        problems.append("--workdir: needed, the folder of the run, as in --workdir=runs/facades")
+        if mode == "train" and flags.get("config"):
+            flags["workdir"] = str(_usual_workdir(flags["config"]))
+        else:
+            problems.append("--workdir: needed, the run's folder, as in --workdir=runs/facades")
     workdir = Path(flags.get("workdir", ""))
     loaded, found = _load(mode, flags, workdir)
     problems += found
     config, found = override(loaded or base(), overrides)
     problems += found
+    config = resolved(config)
     if loaded is not None:  # the defaults alone are nothing to complain about
         mesh.use_precision(config.train.precision)
         problems += validate(config, training=mode != "eval")
@@ -109,6 +113,19 @@ def split(
     return flags, overrides, problems
 
 
+def _usual_workdir(config: str) -> Path:
+    """`runs/NAME` of `configs/NAME.py`, `runs/NAME_ARG` of `configs/NAME.py:ARG`."""
+    path, argument = _file_and_argument(config)
+    return Path("runs") / "_".join([path.stem, *argument])
+
+
+def _file_and_argument(text: str) -> tuple[Path, list[str]]:
+    """The parts of `FILE` or `FILE:ARG`."""
+    name, colon, argument = text.rpartition(":")
+    whole = not colon or Path(text).is_file()
+    return (Path(text), []) if whole else (Path(name), [argument])
+
+
 def _near(word: str, words: Sequence[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(word, words, 1)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
@@ -117,8 +134,8 @@ def _near(word: str, words: Sequence[str], prefix: str = "") -> str:
 def _load(mode: str, flags: dict[str, str], workdir: Path) -> tuple[Config | None, list[str]]:
     """The config before overrides, or what is wrong with it; a workdir has one of its own."""
     try:
-        if mode == "eval":
-            return saved_config(workdir), []
+        if mode == "eval":  # of a workdir that was named
+            return (saved_config(workdir), []) if flags.get("workdir") else (None, [])
         if flags.get("config"):
             return config_file(flags["config"]), []
         if (workdir / "config.json").is_file() and flags.get("workdir"):
@@ -134,9 +151,7 @@ def config_file(text: str) -> Config:
     Raises:
       ConfigError: it is no such file, or fails.
     """
-    name, colon, argument = text.rpartition(":")
-    path = Path(name) if colon and not Path(text).is_file() else Path(text)
-    arguments = [argument] if path != Path(text) else []
+    path, arguments = _file_and_argument(text)
     if not path.is_file():
         beside = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         there = f"; there are {', '.join(beside)}" if beside else ""

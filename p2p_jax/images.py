@@ -1,10 +1,9 @@
-"""Image arithmetic inside compiled programs: scaling, resizing, jitter and mirroring."""
+"""Image arithmetic inside compiled programs: ranges of values, resizing and padding."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +68,8 @@ RESIZE: dict[str, Callable[[int, int], np.ndarray]] = {
 }
 
 
-def _check(method: str) -> None:
+def check_method(method: str) -> None:
+    """Raises ValueError where there is no such way to resize."""
     if method not in RESIZE:
         raise ValueError(f"no way to resize is called {method!r}; there are {', '.join(RESIZE)}")
 
@@ -84,8 +84,8 @@ def _along(axis: int, image: Array, table: Array) -> Array:
     return jnp.einsum(sums, table, image, precision=jax.lax.Precision.HIGHEST)
 
 
-def _resample(method: str, image: Array, rows: Array, columns: Array) -> Array:
-    """Both axes of `[h, w, c]`.
+def resample(method: str, image: Array, rows: Array, columns: Array) -> Array:
+    """Resamples both axes of `[h, w, c]` by `tables`, or by parts of them.
 
     Columns first, and bicubic clipped after each, as PIL 12 does it (13 begins with the rows where
     they shrink more): clipped once, a picture of hard edges is up to 30 levels from it.
@@ -97,69 +97,10 @@ def _resample(method: str, image: Array, rows: Array, columns: Array) -> Array:
     return image
 
 
-def _tables(method: str, stored: tuple[int, ...], wanted: Size, dtype: Any) -> list[Array]:
+def tables(method: str, stored: tuple[int, ...], wanted: Size, dtype: Any) -> list[Array]:
     """`RESIZE` of both axes: constants of the program, computed in double precision."""
-    tables = [RESIZE[method](s, w) for s, w in zip(stored, wanted, strict=True)]
-    return [jnp.asarray(t, t.dtype if t.ndim == 1 else dtype) for t in tables]
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """Random jitter and mirroring, alike for both images of a pair (Isola et al. 2017, 6.2).
-
-    Attributes:
-      load_size: (height, width) the images are resized to.
-      crop_size: (height, width) cut out of them at a random place.
-      flip: mirror half of the pairs left to right.
-      method: how to resize, of `RESIZE`; see `resize`.
-
-    Raises:
-      ValueError: if there is no such method.
-    """
-
-    load_size: Size
-    crop_size: Size
-    flip: bool
-    method: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        _check(self.method)
-
-    def draw(self, key: Array) -> tuple[Array, Array, Array]:
-        """The crop's top and left (pixels, int32) and whether to mirror, of one example's key."""
-        top_key, left_key, flip_key = jax.random.split(key, 3)
-        spare = [load - crop for load, crop in zip(self.load_size, self.crop_size, strict=True)]
-        top = jax.random.randint(top_key, (), 0, spare[0] + 1, jnp.int32)
-        left = jax.random.randint(left_key, (), 0, spare[1] + 1, jnp.int32)
-        mirrored = (jax.random.bits(flip_key, (), jnp.uint32) >> 31).astype(bool)
-        return top, left, mirrored & self.flip
-
-    def __call__(self, keys: Array, images: Array) -> Array:
-        """Resizes, crops and mirrors.
-
-        Args:
-          keys: `[b]` typed keys, one per example; both images of a pair get the same.
-          images: `[b, h, w, c]`, floating, 0..255.
-
-        Returns:
-          `[b, crop height, crop width, c]` of the same type and range.
-        """
-        return jax.vmap(self._one)(keys, images)
-
-    def _one(self, key: Array, image: Array) -> Array:
-        top, left, mirrored = self.draw(key)
-        if image.shape[:2] == self.load_size:
-            corner = (top, left, jnp.int32(0))
-            image = jax.lax.dynamic_slice(image, corner, (*self.crop_size, image.shape[2]))
-        else:
-            # Resizing and cropping in one: only the crop's pixels are computed.
-            tables = _tables(self.method, image.shape[:2], self.load_size, image.dtype)
-            rows, columns = (
-                jax.lax.dynamic_slice_in_dim(table, start, size)
-                for table, start, size in zip(tables, (top, left), self.crop_size, strict=True)
-            )
-            image = _resample(self.method, image, rows, columns)
-        return jnp.where(mirrored, image[:, ::-1], image)
+    both = (RESIZE[method](s, w) for s, w in zip(stored, wanted, strict=True))
+    return [jnp.asarray(t, t.dtype if t.ndim == 1 else dtype) for t in both]
 
 
 def resize(images: Array, size: Size, method: str = "bilinear") -> Array:
@@ -178,18 +119,99 @@ def resize(images: Array, size: Size, method: str = "bilinear") -> Array:
     Raises:
       ValueError: if there is no such method.
     """
-    _check(method)
+    check_method(method)
     if images.shape[1:3] == size:
         return images
-    tables = _tables(method, images.shape[1:3], size, images.dtype)
-    return jax.vmap(lambda image: _resample(method, image, *tables))(images)
+    both = tables(method, images.shape[1:3], size, images.dtype)
+    return jax.vmap(lambda image: resample(method, image, *both))(images)
+
+
+def _mirrored(stored: Any, wanted: int) -> Array:
+    """Which of `stored` pixels each of `wanted` is: there and back, over and over."""
+    place = jnp.arange(wanted, dtype=jnp.int32) % (2 * stored)
+    return jnp.minimum(place, 2 * stored - 1 - place)
+
+
+def pad(images: Array, size: Size, sizes: Array | None = None) -> Array:
+    """Continues images to the bottom and right by their mirror images.
+
+    As numpy's `pad` with mode `symmetric`: the last pixel comes twice, and what is less than half
+    as large as wanted is mirrored again.
+
+    Args:
+      images: `[b, h, w, c]`.
+      size: (height, width) wanted.
+      sizes: int32 `[b, 2]`, the (height, width), of at least one pixel, that each image fills from
+        the top left; what lies beyond is not looked at. None: all of it. Of larger ones than wanted
+        the top left is kept: callers see to it that there are none.
+
+    Returns:
+      `[b, *size, c]` of the same type.
+
+    Raises:
+      ValueError: without sizes, images larger than wanted.
+    """
+
+    def one(image: Array, true: Any) -> Array:
+        rows, columns = (_mirrored(true[axis], size[axis]) for axis in (0, 1))
+        return _along(1, _along(0, image, rows), columns)
+
+    if sizes is not None:
+        # No pixel at all, as what fills up a batch may say, would be divided by.
+        return jax.vmap(one)(images, jnp.maximum(sizes, 1))
+    have = images.shape[1:3]
+    if have == size:
+        return images
+    if have[0] > size[0] or have[1] > size[1]:
+        raise ValueError(f"{have[0]}x{have[1]} cannot be padded to {size[0]}x{size[1]}")
+    return jax.vmap(lambda image: one(image, have))(images)
+
+
+# --- what numbers mean ---------------------------------------------------------------------------
+
+
+class Values(NamedTuple):
+    """What the stored numbers of images mean.
+
+    Attributes:
+      dtype: they are stored in: uint8, uint16 or float32.
+      low: the number that becomes level 0, and -1 for the networks.
+      high: the number that becomes level 255, and 1.
+    """
+
+    dtype: str = "uint8"
+    low: float = 0.0
+    high: float = 255.0
+
+
+def to_levels(images: Array, values: Values, dtype: Any) -> Array:
+    """Stored numbers to floating levels: low..high to 0..255, what lies beyond likewise.
+
+    Where low is 0 and high 255 they are only cast, so that whole numbers stay exact.
+    """
+    images = images.astype(dtype)
+    if (values.low, values.high) == (0, 255):
+        return images
+    return (images - values.low) / ((values.high - values.low) / 255)
 
 
 def to_signed(images: Array, dtype: Any) -> Array:
-    """uint8 0..255 to floating [-1, 1]."""
+    """Levels 0..255 to floating [-1, 1]."""
     return images.astype(dtype) / 127.5 - 1
 
 
-def to_uint8(images: Array) -> Array:
-    """Floating [-1, 1] to uint8 0..255, rounded to nearest."""
-    return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+_UINT8 = Values()
+
+
+def from_signed(images: Array, values: Values = _UINT8) -> Array:
+    """Floating [-1, 1] to stored numbers: low..high, in the type they are stored in.
+
+    For whole numbers rounded to nearest and clipped to what the type holds.
+    """
+    numbers = (images + 1) * ((values.high - values.low) / 2)
+    if values.low:
+        numbers = numbers + values.low
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        info = jnp.iinfo(values.dtype)
+        numbers = jnp.clip(jnp.round(numbers), info.min, info.max)
+    return numbers.astype(values.dtype)

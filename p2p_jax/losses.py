@@ -137,12 +137,25 @@ def ssim(fake: Array, target: Array) -> Array:
     return 1 - metrics.ssim((fake + 1) / 2, (target + 1) / 2).mean()
 
 
+def cross_entropy(fake: Array, target: Array) -> Array:
+    """Mean over pixels of the cross entropy of probabilities, in nats.
+
+    Args:
+      fake: probabilities of classes, `[b, h, w, c]` in at least float32, as after softmax; the
+        loss and its gradient hold down to the least normal number, below which there is none.
+      target: 1 for the class that it is, 0 for the others, likewise.
+    """
+    logs = jnp.log(jnp.maximum(fake, jnp.finfo(fake.dtype).tiny))
+    return _mean(-(target * logs).sum(-1, keepdims=True))
+
+
 RECONSTRUCTION = {
     "l1": l1,
     "l2": l2,
     "smooth_l1": smooth_l1,
     "charbonnier": charbonnier,
     "ssim": ssim,
+    "cross_entropy": cross_entropy,
 }
 
 # --- features ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from p2p_jax import evaluate, finetune, train
+from p2p_jax import evaluate, finetune, summary, train
 from p2p_jax.build import build
 from p2p_jax.command import finish
 from p2p_jax.config import Config, ConfigError, field_changes
@@ -88,8 +88,9 @@ def _run(command: Command) -> int:
         changes = _check_changes(command)
         if command.config.train.init_from and _newest(command.workdir) is None:
             finetune.check(command.config, console)
-    experiment = build(command.config, console.note)
-    console.header([*experiment.summary(), ("workdir", str(command.workdir))])
+    experiment = build(command.config, console.note, command.mode == "train")
+    told = summary.rows(experiment, command.mode == "train")
+    console.header([*told, ("workdir", str(command.workdir))])
     for note in experiment.notes:
         console.note(note)
     if command.mode == "eval":

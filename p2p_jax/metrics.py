@@ -71,4 +71,15 @@ def ssim(fake: Array, target: Array) -> Array:
     return (top / bottom).mean((1, 2, 3))
 
 
-METRICS = {"l1": Metric(l1, "min"), "psnr": Metric(psnr, "max"), "ssim": Metric(ssim, "max")}
+def accuracy(fake: Array, target: Array) -> Array:
+    """Share of pixels, `[b]` in [0, 1], of which all channels are the same 8-bit level."""
+    same = (jnp.abs(fake - target) < 0.5 / 255).all(-1)
+    return same.astype(fake.dtype).mean((1, 2))
+
+
+METRICS = {
+    "l1": Metric(l1, "min"),
+    "psnr": Metric(psnr, "max"),
+    "ssim": Metric(ssim, "max"),
+    "accuracy": Metric(accuracy, "max"),
+}

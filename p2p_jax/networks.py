@@ -11,8 +11,10 @@ import jax
 from jax.sharding import Mesh
 
 from p2p_jax import mesh as meshes
+from p2p_jax.augment import Augment
 from p2p_jax.config import Config
-from p2p_jax.images import Augment
+from p2p_jax.data import SOURCES
+from p2p_jax.data.labels import Labels, colours, read_palette
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.models import DISCRIMINATORS, GENERATORS, MultiScale
 from p2p_jax.models.conv import Policy
@@ -20,7 +22,7 @@ from p2p_jax.models.layers import Style
 from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
 from p2p_jax.optim import adam
 from p2p_jax.state import Gan, TrainState, init
-from p2p_jax.tasks import TASKS
+from p2p_jax.tasks import TASKS, Task, TaskOptions
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 
@@ -42,16 +44,17 @@ def make_policy(config: Config) -> Policy:
     )
 
 
-def make_generator(config: Config, channels: int, own_statistics: bool = False) -> Any:
+def make_generator(config: Config, channels: int, output: str, own_statistics: bool = False) -> Any:
     """The generator of a config.
 
     Args:
       config: free of problems.
       channels: of the images it makes.
+      output: what it ends in; see `models.layers.OUTPUTS`.
       own_statistics: normalise each image by its own, whatever `norm_group` says, so that no result
         depends on neighbours in a batch.
     """
-    style = _style(config, config.model.generator)
+    style = _style(config, config.model.generator).but(output=output)
     if own_statistics:
         style = style.but(norm_group=1)
     options = _options(GeneratorOptions, config.model.generator)
@@ -67,12 +70,57 @@ def make_discriminator(config: Config) -> Any:
     return judge if chosen.scales == 1 else MultiScale((judge,) * chosen.scales)
 
 
+def make_task(config: Config) -> Task:
+    """The task of a config: the one it names, or the one that its source is for.
+
+    Raises:
+      ValueError: what the task is told does not suit it, or a palette cannot be read.
+    """
+    name = config.data.task
+    return TASKS[SOURCES[config.data.source].task if name == "auto" else name](task_options(config))
+
+
+def task_options(config: Config) -> TaskOptions:
+    """What the task of a config needs to know.
+
+    Raises:
+      ValueError: a palette that cannot be read.
+    """
+    data = config.data
+    options = TaskOptions(channels=data.channels, labels=data.labels, hole=data.hole)
+    if data.task != "labels" and (data.task != "auto" or data.source != "labels"):
+        return options
+    known = read_palette(data.palette)
+    palette = colours(Labels(known, len(known) or data.classes, data.label_tolerance))
+    return dataclasses.replace(options, classes=len(palette), palette=palette)
+
+
+def make_augment(config: Config, task: Task) -> Augment:
+    """How pairs are cut out and varied, where all that is stored is of one size, or of any.
+
+    Widths to which heights follow (`scale_width`) are not known here: nothing is resized then.
+    """
+    data = config.data
+    return Augment(
+        load_size=data.load_size if data.preprocess == "resize_and_crop" else None,
+        crop_size=data.crop_size,
+        flip=data.flip,
+        methods=task.methods(data.resize),
+        fit="crop" if data.preprocess.endswith("crop") else "pad",
+        flip_vertical=data.flip_vertical,
+        rotate=data.rotate,
+        brightness=data.brightness,
+        contrast=data.contrast,
+        saturation=data.saturation,
+    )
+
+
 def make_gan(config: Config) -> Gan:
     """Networks, losses and optimisers of a config; no data is needed."""
     policy, loss, optim = make_policy(config), config.loss, config.optim
-    task = TASKS[config.data.task](config.data.channels)
+    task = make_task(config)
     return Gan(
-        generator=make_generator(config, task.channels[1]),
+        generator=make_generator(config, task.channels[1], task.output),
         discriminator=make_discriminator(config),
         gen_tx=adam(optim.gen.b1, optim.gen.b2, optim.gen.eps),
         disc_tx=adam(optim.disc.b1, optim.disc.b2, optim.disc.eps),
@@ -80,9 +128,7 @@ def make_gan(config: Config) -> Gan:
         reconstruction=tuple((name, fn) for name, fn in RECONSTRUCTION.items() if loss[name]),
         feature_matching=bool(loss.feature_matching),
         simultaneous=config.train.simultaneous,
-        augment=Augment(
-            config.data.load_size, config.data.crop_size, config.data.flip, config.data.resize
-        ),
+        augment=make_augment(config, task),
         task=task,
         ema_decay=config.train.ema_decay,
         dtype=policy.param_dtype,

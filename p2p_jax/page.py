@@ -26,7 +26,7 @@ table { border-collapse: collapse; margin: 1.5rem 0; font-variant-numeric: tabul
 th, td { padding: .3rem 1.5rem .3rem 0; text-align: right; border-bottom: 1px solid #8884; }
 th { font-weight: 500; }
 tr > :first-child { text-align: left; }
-.grid { display: grid; grid-template-columns: repeat(3, 1fr); gap: .5rem; }
+.grid { display: grid; grid-template-columns: repeat($columns, 1fr); gap: .5rem; }
 .head { position: sticky; top: 0; padding: .5rem 0; background: Canvas; }
 figure { margin: 0 0 1.5rem; }
 img { display: block; width: 100%; height: auto; background: #8882; border-radius: 3px; }
@@ -38,7 +38,7 @@ figcaption span { opacity: .7; margin-left: 1rem; font-variant-numeric: tabular-
 <tbody>$table</tbody></table>
 <p><label>Sort by <select id="key">$options</select></label>
 <label><input type="checkbox" id="down"> descending</label></p>
-<div class="grid head"><b>source</b><b>output</b><b>target</b></div>
+<div class="grid head">$heads</div>
 <main id="rows">$figures</main>
 <script>
 const main = document.getElementById("rows"), all = [...main.children];
@@ -61,14 +61,17 @@ sort();  // a reload may have kept another choice
 """)
 
 
-def _figure(row: Mapping[str, Any]) -> str:
-    """One example: its three pictures, then its name and metrics."""
+_COLUMNS = (("source", "source"), ("images", "output"), ("target", "target"))  # folder, heading
+
+
+def _figure(row: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> str:
+    """One example: its pictures, then its name and metrics."""
     name = html.escape(row["name"])
     file = html.escape(urllib.parse.quote(os.fsencode(row["name"] + ".png")))
     pictures = "".join(
         f'<a href="{folder}/{file}">'
         f'<img src="{folder}/{file}" loading="lazy" alt="{label} of {name}"></a>'
-        for folder, label in (("source", "source"), ("images", "output"), ("target", "target"))
+        for folder, label in columns
     )
     values = "".join(
         f"<span>{html.escape(key)} {report.number(value)}</span>"
@@ -90,6 +93,7 @@ def write_eval_page(
     baseline: Mapping[str, float],
     baseline_name: str,
     rows: Sequence[Mapping[str, Any]],
+    targets: bool = True,
 ) -> None:
     """Writes ``index.html`` over the pictures in ``source/``, ``images/`` and ``target/``.
 
@@ -100,18 +104,22 @@ def write_eval_page(
         baseline: the same of the trivial answer; a missing one is shown as ``-``.
         baseline_name: what the trivial answer is.
         rows: one an example: ``name`` (the NAME of its pictures), and its metrics by name.
+        targets: whether there are any.
     """
     table = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{report.number(value)}</td>"
         f"<td>{report.number(baseline.get(name))}</td></tr>\n"
         for name, value in metrics.items()
     )
+    columns = _COLUMNS if targets else _COLUMNS[:2]
     keys = list(dict.fromkeys(key for row in rows for key in ("name", *row)))
     page = _PAGE.substitute(
         title=html.escape(title),
         table=table,
         beside=html.escape(baseline_name),
         options="".join(f"<option>{html.escape(key)}</option>" for key in keys),
-        figures="".join(_figure(row) for row in rows),
+        figures="".join(_figure(row, columns) for row in rows),
+        heads="".join(f"<b>{label}</b>" for _, label in columns),
+        columns=len(columns),
     )
     report.write_atomic(pathlib.Path(folder) / "index.html", page.encode(errors="backslashreplace"))

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from p2p_jax.images import Augment
+from p2p_jax.augment import Augment
+from p2p_jax.images import Values
 from p2p_jax.losses import Adversarial
 from p2p_jax.tasks import Task
 
@@ -38,6 +39,7 @@ class Gan:
       ema_decay: of the generator's averaged parameters; 0 keeps none.
       dtype: of images and losses inside the step, and of parameters.
       axis: the mesh axis that splits the batch.
+      values: what the stored numbers of source and target mean.
     """
 
     generator: nn.Module
@@ -53,6 +55,7 @@ class Gan:
     ema_decay: float
     dtype: str
     axis: str
+    values: tuple[Values, Values] = (Values(), Values())
 
     @property
     def metric_names(self) -> tuple[str, ...]:

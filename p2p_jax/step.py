@@ -9,7 +9,7 @@ Randomness is a function of (seed, step, position in the global batch) alone, wh
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from p2p_jax.images import resize
+from p2p_jax.images import Size, Values, from_signed, resize, to_levels
 from p2p_jax.objectives import HYPER, discriminator_gradients, generator_cotangent
+from p2p_jax.readers import STREAMED, Reader
 from p2p_jax.state import Gan, NetState, TrainState
 
 Array = jax.Array
@@ -55,16 +56,31 @@ def _apply_gradients(
     return NetState(params, stats, opt_state)
 
 
+def _levels(gan: Gan, source: Array, target: Array) -> tuple[Array, Array]:
+    """Stored images as floating levels 0..255."""
+    levels = (
+        to_levels(images, values, gan.dtype)
+        for images, values in zip((source, target), gan.values, strict=True)
+    )
+    return next(levels), next(levels)
+
+
 def update(
-    gan: Gan, state: TrainState, source: Array, target: Array, hyper: dict[str, Array]
+    gan: Gan,
+    state: TrainState,
+    source: Array,
+    target: Array,
+    sizes: Array | None,
+    hyper: dict[str, Array],
 ) -> tuple[TrainState, Array]:
     """One update of both networks; runs on each device, over the mesh axis `gan.axis`.
 
     Args:
       gan: the networks.
       state: the same on all devices.
-      source: `[b, h, w, c]`, this device's examples, in 0..255.
+      source: `[b, h, w, c]`, this device's examples as they are stored.
       target: `[b, h, w, c']`, likewise.
+      sizes: int32 `[b, 2]`, the (height, width) that they fill of it, or None: all.
       hyper: scalars by name; see `objectives.HYPER`.
 
     Returns:
@@ -75,9 +91,8 @@ def update(
     key = jax.random.fold_in(state.key, state.step)
     positions = jax.lax.axis_index(axis) * b + jnp.arange(b, dtype=jnp.int32)
     augment_keys = example_keys(key, AUGMENT, positions)
-    pair = gan.task.encode(
-        *(gan.augment(augment_keys, x.astype(gan.dtype)) for x in (source, target))
-    )
+    levels = _levels(gan, source, target)
+    pair = gan.task.encode(*gan.augment(augment_keys, *levels, sizes))
     dropout_keys = example_keys(key, DROPOUT, positions)
 
     local_gen, local_disc = _varying(state.gen, axis), _varying(state.disc, axis)
@@ -115,13 +130,15 @@ def update(
     return TrainState(state.step + 1, gen, disc, ema, state.key), losses
 
 
-def make_train_step(gan: Gan, mesh: Mesh, steps_per_dispatch: int) -> jax.stages.Wrapped:
+def make_train_step(
+    gan: Gan, mesh: Mesh, steps_per_dispatch: int, reader: Reader = STREAMED
+) -> jax.stages.Wrapped:
     """The jitted function that trains for up to `steps_per_dispatch` updates.
 
-    Its arguments are (state, batch, hyper, count): `batch` is the pair (source, target), uint8
-    `[k, b, h, w, c]` with the global batch b split over `data`; `hyper` is `[k, len(HYPER)]`;
-    `count`, an int32 scalar, is how many of the k steps to do. State is donated. It returns the
-    state and the losses `[k, len(gan.metric_names)]`, of which the first `count` rows hold.
+    Its arguments are (state, batch, hyper, count): `batch` is what `reader` reads, by default the
+    images of k steps; `hyper` is `[k, len(HYPER)]`; `count`, an int32 scalar, is how many of the k
+    steps to do. State is donated. It returns the state and the losses
+    `[k, len(gan.metric_names)]`, of which the first `count` rows hold.
 
     A loop with a traced trip count serves every count with one compilation.
     """
@@ -129,36 +146,55 @@ def make_train_step(gan: Gan, mesh: Mesh, steps_per_dispatch: int) -> jax.stages
     def dispatch(state: TrainState, batch: Any, hyper: Array, count: Array):
         def body(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
             state, losses = carry
-            source, target = (jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in batch)
-            state, row = update(gan, state, source, target, dict(zip(HYPER, hyper[i], strict=True)))
+            # Nothing of the update is fused with the reading: it is the same program, and gives the
+            # same bits, wherever the examples come from.
+            examples = reader.take(batch, i, gan.axis)
+            source, target, sizes = jax.lax.optimization_barrier(examples)
+            weights = dict(zip(HYPER, hyper[i], strict=True))
+            state, row = update(gan, state, source, target, sizes, weights)
             return state, losses.at[i].set(row.astype(losses.dtype))
 
         losses = jnp.zeros((steps_per_dispatch, len(gan.metric_names)), hyper.dtype)
         return jax.lax.fori_loop(0, count, body, (state, losses))
 
+    specs = (P(), reader.specs(gan.axis), P(), P())
     sharded = jax.shard_map(
-        dispatch,
-        mesh=mesh,
-        in_specs=(P(), P(None, gan.axis), P(), P()),
-        out_specs=(P(), P()),
-        axis_names={gan.axis},
+        dispatch, mesh=mesh, in_specs=specs, out_specs=(P(), P()), axis_names={gan.axis}
     )
-    replicated = NamedSharding(mesh, P())
     return jax.jit(
         sharded,
         donate_argnums=0,
-        in_shardings=(replicated, NamedSharding(mesh, P(None, gan.axis)), replicated, replicated),
-        out_shardings=replicated,
+        in_shardings=jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs),
+        out_shardings=NamedSharding(mesh, P()),
     )
 
 
-def make_sample(gan: Gan, mesh: Mesh, running: bool, dropout: bool) -> jax.stages.Wrapped:
-    """The jitted function that translates a batch.
+class Sampled(NamedTuple):
+    """What `make_sample` gives for a batch.
+
+    Attributes:
+      source: picture, uint8 `[b, h, w, c]`.
+      fake: picture.
+      target: picture; None where there are no targets.
+      stored: the fake as targets are stored, `[b, h, w, c]`; None where that is uint8 in 0..255, as
+        the picture is, or where the generator does not give images.
+    """
+
+    source: Array
+    fake: Array
+    target: Array | None
+    stored: Array | None
+
+
+def make_sample(
+    gan: Gan, mesh: Mesh, running: bool, dropout: bool, device_size: Size | None = None
+) -> jax.stages.Wrapped:
+    """The jitted function that translates a batch into `Sampled`.
 
     Its arguments are (params, stats, key, source, target, identities): the generator's variables,
-    the run's key, images uint8 `[b, h, w, c]`, and `[b]` uint32 numbers that tell examples apart,
-    from which their dropout and noise come. Returns pictures of source, fake and target, uint8 of
-    the crop size, split over `data` like the batch.
+    the run's key, images as stored `[b, h, w, c]` in a size that the generator can take, and `[b]`
+    uint32 numbers that tell examples apart, from which their dropout and noise come. What it gives
+    is split over `data` like the batch. It compiles for each size of images.
 
     Args:
       gan: the networks. Its generator's `norm_group` should be 1 unless `running`, so that no
@@ -166,17 +202,34 @@ def make_sample(gan: Gan, mesh: Mesh, running: bool, dropout: bool) -> jax.stage
       mesh: with the axis `gan.axis`.
       running: normalise by running statistics, not the images' own.
       dropout: leave dropout and noise on.
+      device_size: (height, width) to resize images to first; None: they are of their size already.
     """
-    size, method = gan.augment.crop_size, gan.augment.method
+
+    def as_stored(fake: Array, channels: int) -> Array | None:
+        if gan.values[1] == Values() or gan.task.output != "tanh":
+            return None
+        # Tasks may have made targets grey, or of three channels; else they are something other than
+        # what is stored, as the colours of a lightness are.
+        fits = fake.shape[3] in (1, 3, channels) or not channels
+        return from_signed(fake, gan.values[1]) if fits else None
 
     def sample(params: Tree, stats: Tree, key: Array, source: Array, target: Array, ids: Array):
-        pair = (resize(x.astype(gan.dtype), size, method) for x in (source, target))
+        pair, channels = _levels(gan, source, target), target.shape[3]
+        if device_size:
+            pair = [
+                resize(images, device_size, method)
+                for images, method in zip(pair, gan.augment.methods, strict=True)
+            ]
         source, target = gan.task.encode(*pair)
         keys = example_keys(key, EVALUATE, ids) if dropout else None
         variables = {"params": params, "stats": stats}
         fake: Any = gan.generator.apply(variables, source, keys, running)
-        shown = (gan.task.show(source, image) for image in (fake, target))
-        return gan.task.show_source(source), *shown
+        return Sampled(
+            source=gan.task.show_source(source),
+            fake=gan.task.show(source, fake),
+            target=gan.task.show(source, target) if channels else None,
+            stored=as_stored(fake, channels),
+        )
 
     split = P(gan.axis)
     return jax.jit(

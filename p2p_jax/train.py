@@ -13,75 +13,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from p2p_jax import checkpoint, evaluate, finetune, mesh, report
+from p2p_jax import checkpoint, evaluate, finetune, mesh, report, store
 from p2p_jax.build import Experiment, TrainOptions
 from p2p_jax.console import Console
-from p2p_jax.data import Batch, Feed
+from p2p_jax.data import Batch, Feed, IndexFeed
 from p2p_jax.evaluate import Evaluator
 from p2p_jax.networks import draw
 from p2p_jax.objectives import RATES
-from p2p_jax.process import Failure, Stop, alone_in
+from p2p_jax.process import Stop, alone_in
+from p2p_jax.readers import STREAMED
 from p2p_jax.report import MetricsLog
 from p2p_jax.state import TrainState
 from p2p_jax.step import make_train_step
+from p2p_jax.store import Store
+from p2p_jax.tally import Losses
 
 DONE, STOPPED = 0, 75
-
-
-class NotFinite(Failure):
-    """A loss is NaN or infinite."""
-
-
-class Losses:
-    """Losses since the last line of the log, summed in the order of steps.
-
-    The sums go into checkpoints, so that a resumed run writes the line that it would have written.
-    """
-
-    def __init__(self, names: tuple[str, ...], saved: dict[str, Any]) -> None:
-        self._names = names
-        self.count: int = saved.get("count", 0)
-        self._sums = np.array(saved.get("sums", [0.0] * len(names)), np.float64)
-        self._late: tuple[int, int, jax.Array] | None = None
-
-    def add(self, step: int, count: int, losses: jax.Array) -> None:
-        """Takes a dispatch's losses, not yet computed, and settles those of the one before."""
-        late, self._late = self._late, (step, count, losses)
-        self._settle(late)
-
-    def settle(self) -> None:
-        """Waits for the last dispatch.
-
-        Raises:
-          NotFinite: naming the step.
-        """
-        late, self._late = self._late, None
-        self._settle(late)
-
-    def _settle(self, late: tuple[int, int, jax.Array] | None) -> None:
-        if late is None:
-            return
-        step, count, losses = late
-        for i, row in enumerate(np.asarray(losses, np.float64)[:count]):
-            if not np.isfinite(row).all():
-                values = ", ".join(f"{n} {v:g}" for n, v in zip(self._names, row, strict=True))
-                raise NotFinite(
-                    f"a loss of step {step - count + 1 + i} is not finite ({values}); the newest "
-                    "checkpoint is from before it: lower optim.gen.lr and optim.disc.lr, or see "
-                    "whether the data is sound"
-                )
-            self._sums += row
-            self.count += 1
-
-    def take(self) -> dict[str, float]:
-        """The means, and begins anew."""
-        means = dict(zip(self._names, (self._sums / self.count).tolist(), strict=True))
-        self._sums, self.count = np.zeros_like(self._sums), 0
-        return means
-
-    def saved(self) -> dict[str, Any]:
-        """What to keep in a checkpoint."""
-        return {"count": self.count, "sums": self._sums.tolist()}
 
 
 def plan(options: TrainOptions, step: int) -> Iterator[tuple[int, int]]:
@@ -108,6 +55,7 @@ class Trainer:
         self.mode = dict(experiment.eval.metrics)[self.options.best].mode
         self.manager = checkpoint.open_manager(workdir, self.options.keep, self.metric, self.mode)
         self.best: float | None = None
+        self.store: Store | None = None
 
     def run(self) -> int:
         """Trains to the end or until a signal; see `train`."""
@@ -131,10 +79,11 @@ class Trainer:
             self._evaluate(state, last=False)
             self._sample(state)
         self._begun, self._marked, self._waited = (time.monotonic(), step), step, 0.0
+        self._replaced = -meta.get("replaced", 0)  # since the last line of the run so far
         self._mark = time.monotonic()
         self.console.progress(step, self.options.steps, {}, math.nan, math.nan, None)
-        with self._feed(step) as feed:
-            for first, count, batch in feed:
+        with self._feed(step) as self.feed:
+            for first, count, batch in self.feed:
                 placed = mesh.put_replicated(
                     self.experiment.mesh, (self._hyper(first), np.int32(count))
                 )
@@ -142,7 +91,7 @@ class Trainer:
                 step = first + count
                 self.losses.add(step, count, losses)
                 self.console.tick(step)
-                self._due(state, step, feed)
+                self._due(state, step)
                 if stop.name and step < self.options.steps:
                     return self._stopped(state, step, stop.name)
         return self._finish(state)
@@ -185,13 +134,44 @@ class Trainer:
     def _compile(self, abstract: TrainState) -> Any:
         experiment, rows = self.experiment, self.options.steps_per_dispatch
         hyper = experiment.hyper(0, rows)
-        arrays: Any = [
-            jax.ShapeDtypeStruct((rows, self.options.batch_size, *image.shape), image.dtype)
-            for image in experiment.train_source[0]
-        ]
-        step_fn = make_train_step(experiment.gan, experiment.mesh, rows)
         count = jax.ShapeDtypeStruct((), np.int32)
-        return step_fn.lower(abstract, Batch(*arrays), hyper, count).compile()
+        self.store = self._fill()
+        if self.store:
+            indices = jax.ShapeDtypeStruct((rows, self.options.batch_size), np.int32)
+            batch, reader = (self.store.arrays, indices), self.store.reader
+        else:
+            batch, reader = self._abstract_batch(rows), STREAMED
+        step_fn = make_train_step(experiment.gan, experiment.mesh, rows, reader)
+        return step_fn.lower(abstract, batch, hyper, count).compile()
+
+    def _abstract_batch(self, rows: int) -> Batch:
+        frames, lead = self.experiment.train_frames, (rows, self.options.batch_size)
+        images: Any = [
+            jax.ShapeDtypeStruct((*lead, *frames.shape, form.channels), form.dtype)
+            for form in frames.forms
+        ]
+        sizes: Any = None if frames.sizes is None else jax.ShapeDtypeStruct((*lead, 2), np.int32)
+        return Batch(images[0], images[1], sizes)
+
+    def _fill(self) -> Store | None:
+        """The whole set on the devices, where that is asked for.
+
+        Raises:
+          DataError: it does not fit.
+        """
+        options, experiment = self.options, self.experiment
+        if options.cache != "device":
+            return None
+        begun = time.monotonic()
+        filled = store.fill(
+            experiment.train_frames,
+            experiment.mesh,
+            options.cache_share,
+            options.threads,
+            self.console.note,
+        )
+        self.console.note(f"decoded and stored in {time.monotonic() - begun:.1f} s")
+        return filled
 
     def _initial(self, abstract: TrainState) -> TrainState:
         """A fresh state, with the networks of another run where that is asked for."""
@@ -203,27 +183,32 @@ class Trainer:
             Path(options.init_from), options.init_nets, state, experiment.mesh, self.console
         )
 
-    def _feed(self, step: int) -> Feed:
+    def _feed(self, step: int) -> Feed | IndexFeed:
         experiment, options = self.experiment, self.options
-        return Feed(
-            experiment.train_source,
+        common: Any = dict(
             batch_size=options.batch_size,
             local=mesh.local_slice(options.batch_size),
             seed=experiment.seed,
             shuffle=options.shuffle,
-            threads=options.threads,
-            cache=options.cache,
             plan=plan(options, step),
             steps_per_dispatch=options.steps_per_dispatch,
-            put=lambda batch: mesh.put_split(experiment.mesh, batch, 1),
         )
 
-    def _due(self, state: TrainState, step: int, feed: Feed) -> None:
+        def put(batch: Any) -> Any:
+            return mesh.put_split(experiment.mesh, batch, 1)
+
+        frames = experiment.train_frames
+        if self.store:
+            arrays = self.store.arrays
+            return IndexFeed(len(frames), **common, put=lambda i: (arrays, put(i)), bad=frames.bad)
+        return Feed(frames, **common, threads=options.threads, cache=options.cache, put=put)
+
+    def _due(self, state: TrainState, step: int) -> None:
         """Does what is due after `step` updates. A checkpoint comes last: it implies the rest."""
         options = self.options
         last = step == options.steps
         if step % options.log_every == 0 or last:
-            self._log(step, feed)
+            self._log(step)
         means = None
         better = False
         if step % options.eval_every == 0 or last:
@@ -249,17 +234,20 @@ class Trainer:
             self.best = value
         return better
 
-    def _log(self, step: int, feed: Feed) -> None:
+    def _log(self, step: int) -> None:
         self.losses.settle()
         means = self.losses.take()
         now = time.monotonic()
         seconds, steps = now - self._mark, step - self._marked
         rate = steps * self.options.batch_size / seconds
-        wait = (feed.waited - self._waited) / seconds
-        self._mark, self._marked, self._waited = now, step, feed.waited
+        wait = (self.feed.waited - self._waited) / seconds
+        self._mark, self._marked, self._waited = now, step, self.feed.waited
         start, first = self._begun
         left = (now - start) / (step - first) * (self.options.steps - step)
         scalars = {**means, "images_per_sec": rate, "data_wait_frac": wait}
+        if self.options.substitutes:
+            scalars["data/substituted"] = self.feed.replaced - self._replaced
+            self._replaced = self.feed.replaced
         self.log.write(step, step * self.options.batch_size, "train", scalars)
         self.console.progress(step, self.options.steps, means, rate, wait, left)
 
@@ -282,6 +270,8 @@ class Trainer:
         self.losses.settle()
         self.log.sync()
         meta = {"losses": self.losses.saved(), "best": self.best}
+        if self.options.substitutes:
+            meta["replaced"] = self.feed.replaced - self._replaced
         if self.plateau:
             meta["plateau"] = self.plateau.saved()
         checkpoint.save(self.manager, state, meta, means)
@@ -331,8 +321,8 @@ def train(
         data = {
             split: {"examples": len(source), "fingerprint": source.fingerprint}
             for split, source in (
-                ("train", experiment.train_source),
-                (f"eval ({experiment.eval.split})", experiment.eval_source),
+                ("train", experiment.train_frames),
+                (f"eval ({experiment.eval.split})", experiment.eval_frames),
             )
         }
         entry = {**report.environment(), "data": data, "config_changes": changes}

@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Callable, Collection, Iterator
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
-from p2p_jax.config import EVERY, Config, flatten
-from p2p_jax.data import SOURCES, DataOptions
-from p2p_jax.images import RESIZE
-from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
-from p2p_jax.metrics import METRICS, SSIM_WINDOW
-from p2p_jax.models import DISCRIMINATORS, GENERATORS
-from p2p_jax.models.layers import BIASES, INITIALISERS
-from p2p_jax.models.norms import NORMS
-from p2p_jax.networks import PRECISIONS, make_discriminator, make_generator
-from p2p_jax.optim import BATCH_SCALING, SCHEDULES
+from p2p_jax.config import Config, flatten
+from p2p_jax.data import SOURCES, DataOptions, Fit, read_palette
+from p2p_jax.losses import ADVERSARIAL
+from p2p_jax.metrics import SSIM_WINDOW
+from p2p_jax.networks import make_discriminator, make_generator, make_task
+from p2p_jax.rules import PHOTOMETRIC, choices, ranges
 from p2p_jax.tasks import TASKS
-
-UPSAMPLE = ("deconv", "nearest", "bilinear", "pixel_shuffle")
-GENERATOR_LOSSES = ("gan", "feature_matching", *RECONSTRUCTION)
 
 
 def data_options(config: Config) -> DataOptions:
     """What `p2p_jax.data` needs of a config."""
     data = config.data
+    same = {field.name for field in dataclasses.fields(DataOptions)} & set(data)
+    options = {name: data[name] for name in same - {"palette", "labels"}}
+    labels = data.task == "labels"
     return DataOptions(
-        source=data.source,
-        path=data.path,
-        direction=data.direction,
-        train_split=data.train_split,
-        eval_split=config.eval.split or data.eval_split,
-        hold_out=not config.eval.split,
-        load_size=data.load_size,
-        crop_size=data.crop_size,
-        split_seed=data.split_seed,
-        prepared_dir=data.prepared_dir,
-        max_examples=data.max_examples,
-        eval_examples=config.eval.examples,
+        **options
+        | {
+            "eval_split": config.eval.split or data.eval_split,
+            "hold_out": not config.eval.split,
+            "eval_examples": config.eval.examples,
+            "ranges": (data.source_range, data.target_range),
+            "labels": data.labels if labels else "",
+            "palette": read_palette(data.palette) if labels else (),
+        }
     )
+
+
+def fit(config: Config, methods: tuple[str, str], step: int) -> Fit:
+    """How pairs of any size become arrays of one.
+
+    Args:
+      config: free of problems.
+      methods: how sources and targets are resized.
+      step: what the generator's inputs must be a multiple of.
+    """
+    data = config.data
+    return Fit(data.preprocess, data.load_size, data.crop_size, methods, step)
+
+
+def resolved(config: Config) -> Config:
+    """The config with `data.task` said, where it is left to the source."""
+    if config.data.task == "auto" and config.data.source in SOURCES:
+        config = config.copy_and_resolve_references()
+        config.data.task = SOURCES[config.data.source].task
+    return config.lock()
 
 
 def validate(config: Config, training: bool = True) -> list[str]:
@@ -53,13 +65,15 @@ def validate(config: Config, training: bool = True) -> list[str]:
       config: with every key of `base`, in its types.
       training: False leaves out what only training needs.
     """
+    config = resolved(config)
     flat = flatten(config)
-    problems = [*_choices(flat), *_ranges(flat)]
+    problems = [*choices(flat), *ranges(flat), *_task(config, training)]
     if problems:  # the checks below take names and numbers for granted
-        return problems + (_data(config) if config.data.source in SOURCES else [])
+        palette = any(problem.startswith("data.palette") for problem in problems)
+        return problems + (_data(config) if config.data.source in SOURCES and not palette else [])
     return [
         *_sizes(config),
-        *_channels(config),
+        *_variations(config),
         *_batch(flat, training),
         *(_penalty(flat) if training else ()),
         *_data(config),
@@ -70,120 +84,69 @@ def _data(config: Config) -> list[str]:
     return SOURCES[config.data.source].check(data_options(config))
 
 
-def _choices(flat: dict[str, Any]) -> Iterator[str]:
-    allowed: dict[str, Collection[str]] = {
-        "data.source": SOURCES,
-        "data.direction": ("AtoB", "BtoA"),
-        "data.cache": ("none", "host"),
-        "data.task": TASKS,
-        "data.resize": RESIZE,
-        "model.generator.name": GENERATORS,
-        "model.generator.upsample": ("auto", *UPSAMPLE),
-        "model.generator.norm": NORMS,
-        "model.generator.bias": BIASES,
-        "model.generator.innermost_norm": ("auto", "yes", "no"),
-        "model.generator.skip_activation": ("auto", "relu", "leaky"),
-        "model.discriminator.name": DISCRIMINATORS,
-        "model.discriminator.norm": NORMS,
-        "model.discriminator.bias": BIASES,
-        "model.init": INITIALISERS,
-        "loss.adversarial": ADVERSARIAL,
-        "optim.schedule": SCHEDULES,
-        "optim.batch_scaling": BATCH_SCALING,
-        "train.precision": PRECISIONS,
-        "train.conv_form": ("auto", "plain", "polyphase"),
-        "train.init_nets": ("both", "generator"),
-        "train.best": METRICS,
-        "eval.norm_stats": ("batch", "running"),
-    }
-    for key, names in allowed.items():
-        yield from _one_of(key, flat[key], names)
-    for name in flat["eval.metrics"]:
-        yield from _one_of("eval.metrics", name, METRICS)
-    if flat["train.best"] in METRICS and flat["train.best"] not in flat["eval.metrics"]:
-        yield f"train.best: {flat['train.best']!r} must be one of eval.metrics, so that it is known"
-
-
-def _one_of(key: str, value: str, names: Collection[str]) -> Iterator[str]:
-    if value not in names:
-        near = difflib.get_close_matches(value, names, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        yield f"{key}: {value!r} is not one of {', '.join(names)}{hint}"
-
-
-def _ranges(flat: dict[str, Any]) -> Iterator[str]:
-    rules: list[tuple[str, Callable[[Any], bool], str]] = [
-        ("seed", lambda v: 0 <= v < 2**32, "in [0, 2**32)"),
-        ("data.threads", lambda v: v >= 0, "0 (one a core) or more"),
-        ("data.max_examples", lambda v: v >= 0, "0 (all) or more"),
-        ("data.load_size", _is_size, "(height, width), both above 0"),
-        ("data.crop_size", _is_size, "(height, width), both above 0"),
-        ("data.channels", _is_size, "(source, target), both above 0"),
-        ("model.generator.depth", lambda v: 2 <= v <= 16, "in [2, 16]"),
-        ("model.generator.features", lambda v: all(f > 0 for f in v), "all above 0"),
-        ("model.generator.blocks", lambda v: v >= 1, "1 or more"),
-        ("model.generator.noise", lambda v: v >= 0, "0 (none) or more"),
-        ("model.discriminator.layers", lambda v: 0 <= v <= 8, "in [0, 8]"),
-        ("model.discriminator.scales", lambda v: 1 <= v <= 8, "in [1, 8]"),
-        ("model.init_gain", lambda v: 0 < v < math.inf, "above 0"),
-        ("model.norm_eps", lambda v: 0 < v < math.inf, "above 0"),
-        ("model.norm_momentum", lambda v: 0 <= v < 1, "in [0, 1)"),
-        ("model.norm_scale_std", lambda v: 0 <= v < math.inf, "0 or more"),
-        ("mesh.devices", lambda v: v >= 0, "0 (all) or more"),
-        ("train.batch_size", lambda v: v >= 1, "1 or more"),
-        ("train.steps", lambda v: v >= 0, "0 (train.epochs counts) or more"),
-        ("train.keep", lambda v: v >= 2, "2 or more, so that a damaged checkpoint loses little"),
-        ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),
-        ("train.steps_per_dispatch", lambda v: v >= 1, "1 or more"),
-        ("optim.decay_from", lambda v: 0 <= v <= 1, "in [0, 1]"),
-        ("optim.decay_every", lambda v: 0 < v <= 1, "in (0, 1]"),
-        ("optim.decay_factor", lambda v: 0 < v <= 1, "in (0, 1]"),
-        ("optim.patience", lambda v: v >= 0, "0 or more"),
-        ("optim.warmup_steps", lambda v: v >= 0, "0 (none) or more"),
-        ("eval.batch_size", lambda v: v >= 0, "0 (one image a device) or more"),
-        ("eval.examples", lambda v: v >= 0, "0 (all) or more"),
-        ("eval.metrics", lambda v: len(v) > 0, "at least one"),
-        ("eval.sample_count", lambda v: v >= 1, "1 or more"),
-    ]
-    rules += [(f"train.{k}_every", lambda v: v >= 1, "1 or more") for k in EVERY]
-    for net in ("generator", "discriminator"):
-        rules.append((f"model.{net}.base_features", lambda v: v >= 1, "1 or more"))
-        rules.append((f"model.{net}.norm_group", lambda v: v >= 0, "0 (the whole batch) or more"))
-        rules.append((f"model.{net}.slope", lambda v: 0 <= v <= 1, "in [0, 1]"))
-    for weight in ("disc", *GENERATOR_LOSSES, "gradient_penalty"):
-        rules.append((f"loss.{weight}", lambda v: 0 <= v < math.inf, "0 or more"))
-    for net in ("gen", "disc"):
-        rules.append((f"optim.{net}.lr", lambda v: 0 <= v < math.inf, "0 or more"))
-        rules += [(f"optim.{net}.{b}", lambda v: 0 <= v < 1, "in [0, 1)") for b in ("b1", "b2")]
-        rules.append((f"optim.{net}.eps", lambda v: 0 < v < math.inf, "above 0"))
-    for key, holds, allowed in rules:
-        if not holds(flat[key]):
-            yield f"{key}: {flat[key]!r} must be {allowed}"
-    if flat["train.steps"] == 0 and not 0 < flat["train.epochs"] < math.inf:
-        yield f"train.epochs: {flat['train.epochs']!r} must be above 0, or set train.steps"
-    if not any(flat[f"loss.{name}"] for name in GENERATOR_LOSSES):
-        yield "loss: all weights of the generator are 0; set loss.gan or loss.l1"
-    if flat["eval.norm_stats"] == "running" and flat["model.generator.norm"] != "batch":
+def _task(config: Config, training: bool) -> Iterator[str]:
+    """The task must suit the source, and be told what it needs to know."""
+    data = config.data
+    source = SOURCES.get(data.source)
+    if source is None or data.task not in TASKS:
+        return
+    if training and not source.trains:
         yield (
-            "eval.norm_stats: 'running' needs model.generator.norm=batch, not "
-            f"{flat['model.generator.norm']}, which keeps no statistics; use 'batch'"
+            f"data.source: {data.source!r} has no targets to learn from; it is for "
+            f"--mode=eval of a trained workdir"
         )
-    if flat["eval.ema"] and not flat["train.ema_decay"]:
-        yield "eval.ema: True needs train.ema_decay above 0, for example 0.999"
-    for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            yield f"{key}: {value!r} must be finite"
+    alone = ("colorize", "grey", "inpaint")  # tasks that make the source out of the target
+    photos = ("colorization", "inpaint")
+    if data.source in photos and data.task not in alone:
+        yield (
+            f"data.task: {data.task!r} needs pairs, and data.source={data.source} has photos alone;"
+            f" use one of {', '.join(alone)}"
+        )
+    if data.source == "single" and data.task in alone:
+        yield (
+            f"data.source: 'single' is for tasks that are given a source; {data.task} makes it out "
+            "of the photo: use data.source=colorization"
+        )
+    if data.task == "labels" and data.source not in ("labels", "single"):
+        yield f"data.task: 'labels' needs data.source=labels, not {data.source!r}"
+    if data.source == "labels" and data.task != "labels":
+        yield f"data.source: 'labels' needs data.task=labels, not {data.task!r}"
+    try:
+        make_task(config)
+    except ValueError as error:
+        key = "data.palette" if data.task == "labels" else "data.channels"
+        yield f"{key}: {error}"
+    if config.loss.cross_entropy and (data.task != "labels" or data.labels == "source"):
+        yield "loss.cross_entropy: needs data.task=labels and data.labels=target or both"
 
 
-def _is_size(value: Any) -> bool:
-    return len(value) == 2 and min(value) > 0
+def _variations(config: Config) -> Iterator[str]:
+    """What is drawn at random must suit sizes and task."""
+    data = config.data
+    if data.rotate and data.crop_size[0] != data.crop_size[1]:
+        yield f"data.rotate: quarter turns need a square data.crop_size, not {data.crop_size}"
+    used = [f"data.{name}" for name in PHOTOMETRIC if data[name]]
+    task = make_task(config)
+    if used and (task.labelled[0] or data.task in ("colorize", "grey", "inpaint")):
+        yield (
+            f"{', '.join(used)}: vary a source that is a picture of its own, which {data.task} has "
+            "none of; leave at 0"
+        )
+    elif data.saturation and data.channels[0] != 3:
+        yield f"data.saturation: needs sources of 3 channels, not {data.channels[0]}; leave at 0"
 
 
 def _sizes(config: Config) -> Iterator[str]:
     """Load, crop, networks and metrics must fit each other."""
-    load, crop = config.data.load_size, config.data.crop_size
+    load, crop, mode = config.data.load_size, config.data.crop_size, config.data.preprocess
+    axes = {"resize_and_crop": (0, 1), "scale_width_and_crop": (1,)}.get(mode, ())
+    if mode == "scale_width" and load[1] > crop[1]:
+        yield (
+            f"data.load_size: width {load[1]} is larger than data.crop_size's {crop[1]}, to which "
+            "data.preprocess=scale_width pads; make it at most that, or use scale_width_and_crop"
+        )
     for axis, name in enumerate(("height", "width")):
-        if crop[axis] > load[axis]:
+        if axis in axes and crop[axis] > load[axis]:
             yield (
                 f"data.crop_size: {name} {crop[axis]} is larger than data.load_size's {load[axis]};"
                 f" crop at most {load[axis]}, or load at least {crop[axis]}"
@@ -211,7 +174,7 @@ def _least(config: Config) -> int:
 def _generator(config: Config) -> Iterator[str]:
     """The crop must be halved as often as the generator wants, and its lists fit its depth."""
     crop, chosen = config.data.crop_size, config.model.generator
-    generator = make_generator(config, config.data.channels[1])
+    generator = make_generator(config, 3, "tanh")
     levels = hasattr(generator, "widths")  # only a U-Net halves as often as depth says
     depth = len(chosen.features) or chosen.depth
     if levels and chosen.features and len(chosen.features) != chosen.depth:
@@ -245,13 +208,6 @@ def _near(size: int, step: int) -> int:
 
 def _depth(crop: tuple[int, int]) -> int:
     return min((size & -size).bit_length() - 1 for size in crop)
-
-
-def _channels(config: Config) -> Iterator[str]:
-    try:
-        TASKS[config.data.task](config.data.channels)
-    except ValueError as error:
-        yield f"data.channels: {error}"
 
 
 def _penalty(flat: dict[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from p2p_jax.images import Augment
+from p2p_jax.augment import Augment
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.mesh import AXIS, make_mesh, put_replicated, put_split
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
@@ -23,7 +23,7 @@ from p2p_jax.objectives import HYPER
 from p2p_jax.optim import adam
 from p2p_jax.state import Gan, TrainState, init
 from p2p_jax.step import make_train_step
-from p2p_jax.tasks import TASKS
+from p2p_jax.tasks import TASKS, TaskOptions
 
 PLAIN64 = Policy(dtype="float64", param_dtype="float64")
 # What `build` chooses on this platform, in both precisions.
@@ -90,7 +90,7 @@ def tiny_gan(policy: Policy, gen: Any = None, disc: Any = None, **changes) -> Ga
         feature_matching=False,
         simultaneous=False,
         augment=Augment((20, 20), (16, 16), True),
-        task=TASKS["translate"]((3, 3)),
+        task=TASKS["translate"](TaskOptions()),
         ema_decay=0.0,
         dtype=policy.param_dtype,
         axis=AXIS,

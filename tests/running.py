@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
+from PIL import Image
 
 from p2p_jax.config import base
 
@@ -118,6 +119,29 @@ def finished() -> tuple[Path, str]:
         if not printed.exists():
             printed.write_text(train_to(workdir))
     return workdir, printed.read_text()
+
+
+def pairs(folder: Path, count: int = 6, size: tuple = (32, 32), suffix: str = "png"):
+    """Writes side-by-side images, the right half the left one upside down; two for evaluation.
+
+    Returns:
+      Files by the names 'train/000' and so on.
+    """
+    written = {}
+    for split, number in (("train", count), ("val", 2)):
+        (folder / split).mkdir(parents=True)
+        for i in range(number):
+            left = blocks((i, number), size)
+            written[f"{split}/{i:03d}"] = path = folder / split / f"{i:03d}.{suffix}"
+            Image.fromarray(np.concatenate([left, left[::-1]], 1)).save(path)
+    return written
+
+
+def blocks(seed: Any, size: tuple, channels: int = 3) -> np.ndarray:
+    """Squares of random colours, uint8 `[*size, channels]`."""
+    rows, columns = (-(-side // 8) for side in size)
+    drawn = np.random.default_rng(seed).integers(0, 256, (rows, columns, channels))
+    return np.kron(drawn, np.ones((8, 8, 1))).astype(np.uint8)[: size[0], : size[1]]
 
 
 def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:

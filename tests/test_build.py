@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from p2p_jax import summary
 from p2p_jax.build import build
 from p2p_jax.config import base, merge
 from p2p_jax.data import DataError
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.models import MultiScale
 from p2p_jax.objectives import HYPER
-from p2p_jax.tasks import TASKS
+from p2p_jax.tasks import TASKS, TaskOptions
 from p2p_jax.validate import validate
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -57,7 +58,7 @@ def test_columns_of_the_schedule():
     e = experiment(
         optim__gen__lr=1e-3, optim__disc__lr=3e-3, loss__disc=0.25, loss__gan=2.0, loss__l1=50.0,
         loss__l2=4.0, loss__gradient_penalty=7.0, loss__feature_matching=9.0,
-        loss__smooth_l1=3.0, loss__charbonnier=5.0, loss__ssim=6.0,
+        loss__smooth_l1=3.0, loss__charbonnier=5.0, loss__ssim=6.0, loss__cross_entropy=0.0,
         optim__schedule="linear", optim__decay_from=0.5,
     )  # fmt: skip
     table = e.hyper(0, 12)
@@ -69,7 +70,7 @@ def test_columns_of_the_schedule():
     assert np.allclose(found.pop("disc_lr"), 3e-3 * factors, rtol=1e-6)
     weights = dict(
         disc=0.25, gan=2.0, gradient_penalty=7.0, feature_matching=9.0, l1=50.0, l2=4.0,
-        smooth_l1=3.0, charbonnier=5.0, ssim=6.0,
+        smooth_l1=3.0, charbonnier=5.0, ssim=6.0, cross_entropy=0.0,
     )  # fmt: skip
     assert found.keys() == weights.keys()
     for name, weight in weights.items():
@@ -129,7 +130,7 @@ def test_the_plateau_watches_the_best_metric_its_own_way():
 def test_steps_win_over_epochs_which_round_up(steps, epochs, wanted):
     """Six pairs in batches of four."""
     e = experiment(train__steps=steps, train__epochs=epochs)
-    assert len(e.train_source) == 6
+    assert len(e.train_frames) == 6
     assert e.train.steps == wanted
 
 
@@ -209,9 +210,10 @@ def test_the_style_reaches_the_networks():
 
 def test_losses_task_and_order_reach_the_step():
     plain = experiment().gan
-    assert plain.adversarial is ADVERSARIAL["vanilla"] and plain.task == TASKS["translate"]((3, 3))
+    assert plain.adversarial is ADVERSARIAL["vanilla"]
+    assert plain.task == TASKS["translate"](TaskOptions())
     assert not plain.feature_matching and not plain.simultaneous
-    assert plain.augment.method == "bilinear"
+    assert plain.augment.methods == ("bilinear", "bilinear")
     gan = experiment(
         loss__adversarial="wgan-gp", loss__feature_matching=3.0, train__simultaneous=True,
         data__task="colorize", data__resize="area", model__discriminator__scales=2,
@@ -219,7 +221,7 @@ def test_losses_task_and_order_reach_the_step():
     ).gan  # fmt: skip
     assert gan.adversarial is ADVERSARIAL["wgan-gp"] and gan.feature_matching and gan.simultaneous
     assert gan.task.channels == (1, 2) and gan.generator.out_channels == 2
-    assert gan.generator.noise == 2 and gan.augment.method == "area"
+    assert gan.generator.noise == 2 and gan.augment.methods == ("area", "area")
     assert isinstance(gan.discriminator, MultiScale) and len(gan.discriminator.judges) == 2
     assert not any(judge.conditional for judge in gan.discriminator.judges)
 
@@ -235,7 +237,7 @@ def test_channels_that_are_not_stored_are_named():
 
 
 def test_the_summary_says_what_will_run():
-    rows = dict(experiment().summary())
+    rows = dict(summary.rows(experiment()))
     assert rows["devices"].startswith("2 x ") and "cpu" in rows["devices"]
     e = experiment()
     state = e.abstract_state()
@@ -245,14 +247,14 @@ def test_the_summary_says_what_will_run():
     assert "14x14 patches of 16x16" in rows["discriminator"]
     assert "float32" in rows["precision"] and "polyphase" in rows["precision"]
     assert "synthetic" in rows["data"]
-    assert "6 " in rows["pairs"] and f"{len(e.eval_source)} " in rows["pairs"]
+    assert "6 " in rows["pairs"] and f"{len(e.eval_frames)} " in rows["pairs"]
     assert "36x36" in rows["images"] and "32x32" in rows["images"] and "mirrored" in rows["images"]
     assert "10 " in rows["steps"] and "batch 4" in rows["steps"] and "6.67" in rows["steps"]
 
 
 def test_full_size_parameters_are_in_the_summary():
     config = merge(base(), {"data.source": "synthetic", "mesh.devices": 1})
-    rows = dict(build(config, silent).summary())
+    rows = dict(summary.rows(build(config, silent)))
     assert "54,413,955" in rows["generator"]
     assert "2,768,705" in rows["discriminator"]
     assert "30x30 patches of 70x70" in rows["discriminator"]

@@ -9,13 +9,15 @@ import re
 import pytest
 from running import ROOT, finished, get_config
 
-from p2p_jax import build, networks, report
+from p2p_jax import build, data, networks, report
 from p2p_jax.config import ConfigError, base, coerce, field_changes, flatten, merge
+from p2p_jax.data import PREPROCESS, DataOptions
 from p2p_jax.flags import parse, saved_config
 from p2p_jax.models.norms import NORMS
 from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
 from p2p_jax.objectives import HYPER, RATES
-from p2p_jax.validate import data_options, validate
+from p2p_jax.tasks import TASKS
+from p2p_jax.validate import data_options, fit, resolved, validate
 
 SOURCES = sorted((ROOT / "p2p_jax").rglob("*.py"))
 
@@ -33,7 +35,7 @@ def _one(**values):
 
 
 def _read_somewhere(key):
-    """Whether `build`, `networks`, `data_options`, the flags or a network reads the key."""
+    """Whether `build`, `networks`, `data_options`, the flags, data or a network reads the key."""
     path, _, leaf = key.rpartition(".")
     last = path.rpartition(".")[2]
     if key.startswith("loss.") and leaf in HYPER:
@@ -41,7 +43,7 @@ def _read_somewhere(key):
     if leaf == "lr" and f"{last}_lr" in RATES:
         return True
     readers = inspect.getsource(build) + inspect.getsource(networks)
-    readers += inspect.getsource(data_options)
+    readers += inspect.getsource(data_options) + inspect.getsource(fit)
     readers += (ROOT / "p2p_jax" / "flags.py").read_text()
     forms = [rf"\b{re.escape(key)}\b", rf"\bconfig\.{re.escape(key)}\b"]
     if last:
@@ -54,6 +56,10 @@ def _read_somewhere(key):
         else:
             readers = inspect.getsource(networks)
         forms = [rf"\b(options|chosen|section)\.{leaf}\b"]
+    handed_on = last == "data" and leaf in DataOptions.__dataclass_fields__
+    if handed_on and leaf not in ("palette", "labels"):  # `data_options` does, by field names
+        readers += "".join(p.read_text() for p in SOURCES if p.parent.name == "data")
+        forms += [rf"\boptions\.{leaf}\b"]
     return any(re.search(form, readers) for form in forms)
 
 
@@ -67,6 +73,7 @@ def test_a_key_without_use_would_be_noticed():
     assert not _read_somewhere("model.generator.width")
     assert not _read_somewhere("model.norm_epsilon")
     assert not _read_somewhere("model.discriminator.depth")
+    assert not _read_somewhere("data.canny_low")
 
 
 @pytest.mark.parametrize(("options", "where"), [(build.TrainOptions, "train"),
@@ -148,7 +155,9 @@ def test_a_config_survives_json(tmp_path):
 
 
 def test_the_config_that_a_run_saved_is_the_one_that_ran():
-    _assert_same(saved_config(finished()[0]), get_config())
+    """With the task said, which was left to the source."""
+    assert get_config().data.task == "auto"
+    _assert_same(saved_config(finished()[0]), merge(get_config(), {"data.task": "translate"}))
 
 
 def _assert_same(got, want):
@@ -213,6 +222,28 @@ def test_the_tiny_config_has_no_problem():
         ("data.task", "colorise", ["did you mean 'colorize'?"]),
         ("data.resize", "bicubics", ["did you mean 'bicubic'?"]),
         ("data.channels", (3, 0), ["(source, target), both above 0"]),
+        ("data.task", "inpant", ["did you mean 'inpaint'?", *TASKS]),
+        ("data.preprocess", "scale_widht", ["did you mean 'scale_width'?", *PREPROCESS]),
+        ("data.on_error", "skip", ["fail, substitute"]),
+        ("data.cache", "devise", ["did you mean 'device'?", "none, host, device"]),
+        ("data.alpha", "whit", ["did you mean 'white'?", "refuse, drop, white, black, keep"]),
+        ("data.labels", "sources", ["did you mean 'source'?", "target, both"]),
+        ("data.source_range", (1.0, 0.0), ["(low, high), or 0,0 for all that"]),
+        ("data.source_range", (5.0, 5.0), ["(low, high)"]),
+        ("data.target_range", (0.0, 1.0, 2.0), ["(low, high)"]),
+        ("data.canny", (200, 100), ["(low, high) from 0"]),
+        ("data.canny", (-1, 100), ["(low, high) from 0"]),
+        ("data.canny", (1, 2, 3), ["(low, high) from 0"]),
+        ("data.classes", -1, ["0 (as in data.palette) to 1024"]),
+        ("data.classes", 1025, ["0 (as in data.palette) to 1024"]),
+        ("data.label_tolerance", 256, ["in [0, 255]"]),
+        ("data.hole", 0.0, ["in (0, 1)"]),
+        ("data.hole", 1.0, ["in (0, 1)"]),
+        ("data.cache_share", 0.0, ["in (0, 1]"]),
+        ("data.cache_share", 1.5, ["in (0, 1]"]),
+        ("data.brightness", -0.1, ["in [0, 1]"]),
+        ("data.contrast", 1.1, ["in [0, 1]"]),
+        ("data.saturation", 2.0, ["in [0, 1]"]),
         ("loss.gradient_penalty", -1.0, ["0 or more"]),
         ("loss.ssim", -1.0, ["0 or more"]),
         ("optim.decay_every", 0.0, ["in (0, 1]"]),
@@ -247,6 +278,17 @@ def test_a_value_that_is_not_allowed(key, value, hints):
     assert all(hint in problem for hint in hints), problem
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("source_range", (0.0, 0.0)), ("source_range", (-1.0, 1.0)), ("target_range", (0.0, 4095.0)),
+     ("canny", (0, 0)), ("canny", (50, 50)), ("hole", 0.99), ("cache_share", 1.0),
+     ("label_tolerance", 255), ("brightness", 1.0), ("rotate", True), ("flip_vertical", True),
+     ("on_error", "substitute"), ("cache", "device"), ("alpha", "keep")],
+)  # fmt: skip
+def test_values_at_the_edge_of_what_is_allowed(key, value):
+    assert _problems(**{f"data__{key}": value}) == []
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite(value):
     assert any("optim.gen.lr" in p for p in _problems(optim__gen__lr=value))
@@ -263,6 +305,104 @@ def test_crop_larger_than_load():
     problem = _one(data__load_size=(32, 24))
     assert "data.crop_size: width 32 is larger than data.load_size's 24" in problem
     assert "crop at most 24, or load at least 32" in problem
+
+
+def test_which_sizes_a_way_to_preprocess_looks_at():
+    """Heights follow widths, or nothing is resized at all: what does not matter may be anything."""
+    low, narrow = {"data__load_size": (16, 40)}, {"data__load_size": (40, 16)}
+    assert "height 32 is larger than data.load_size's 16" in _one(**low)
+    for mode in ("scale_width_and_crop", "crop", "pad", "none"):
+        assert _problems(**low, data__preprocess=mode) == []
+    wide = _one(**narrow, data__preprocess="scale_width_and_crop")
+    assert "width 32 is larger than data.load_size's 16" in wide
+    for mode in ("scale_width", "crop", "pad", "none"):
+        assert _problems(**narrow, data__preprocess=mode) == []
+    problem = _one(**low, data__preprocess="scale_width")
+    assert problem.startswith("data.load_size: width 40 is larger than data.crop_size's 32")
+    assert "use scale_width_and_crop" in problem
+
+
+# --- source and task -----------------------------------------------------------------------------
+
+
+def test_the_task_is_that_of_the_source_unless_said():
+    assert base().data.task == "auto"
+    wanted = {name: source.task for name, source in data.SOURCES.items()}
+    assert wanted["labels"] == "labels" and wanted["inpaint"] == "inpaint"
+    assert wanted["colorization"] == "colorize" and wanted["folder"] == "translate"
+    for name, task in wanted.items():
+        config = merge(base(), {"data.source": name})
+        assert resolved(config).data.task == task and config.data.task == "auto"
+        assert resolved(merge(config, {"data.task": "grey"})).data.task == "grey"
+    # Of a source that there is not, the choices tell.
+    assert resolved(merge(base(), {"data.source": "x"})).data.task == "auto"
+
+
+@pytest.mark.parametrize(
+    ("source", "task", "more", "says"),
+    [
+        ("single", "translate", {}, "data.source: 'single' has no targets to learn from"),
+        ("single", "colorize", {}, "data.source: 'single' is for tasks that are given a source; "
+                                   "colorize makes it out of the photo"),
+        ("colorization", "translate", {}, "data.task: 'translate' needs pairs, and data.source="
+                                          "colorization has photos alone; use one of colorize, "),
+        ("colorization", "labels", {}, "data.task: 'labels' needs pairs"),
+        ("inpaint", "translate", {}, "data.task: 'translate' needs pairs, and data.source=inpaint"),
+        ("folder", "labels", {}, "data.task: 'labels' needs data.source=labels, not 'folder'"),
+        ("labels", "translate", {}, "data.source: 'labels' needs data.task=labels, not"),
+        ("labels", "labels", {}, "data.palette: labels need two classes or more"),
+        ("labels", "labels", {"classes": 1}, "data.palette: labels need two classes or more"),
+        ("labels", "labels", {"palette": "#00 #ff0000"}, "data.palette: entry 0, '#00', is not"),
+        ("synthetic", "inpaint", {"channels": (1, 3)}, "data.channels: channels of inpaint are the "
+                                                       "same on both sides"),
+        ("synthetic", "grey", {"channels": (3, 1)}, "data.channels: channels of grey are (1, 3)"),
+    ],
+)  # fmt: skip
+def test_a_source_and_a_task_that_do_not_fit(source, task, more, says):
+    changes = {f"data__{key}": value for key, value in more.items()}
+    problems = _problems(data__source=source, data__task=task, **changes)
+    assert any(p.startswith(says) for p in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("source", "task"),
+    [("synthetic", task) for task in ("translate", "colorize", "grey", "inpaint")]
+    + [(source, task) for source in ("colorization", "inpaint")
+       for task in ("colorize", "grey", "inpaint")]
+    + [("single", "translate"), ("single", "labels"), ("labels", "labels")],
+)  # fmt: skip
+def test_a_source_and_a_task_that_fit(source, task, tmp_path):
+    """For all but single, to train on as well; other problems are of the folder alone."""
+    changes = {"data.source": source, "data.task": task, "data.classes": 3 * (task == "labels")}
+    problems = validate(merge(get_config(), changes), training=source != "single")
+    assert problems == [p for p in problems if p.startswith("data.path: '' is empty")]
+
+
+def test_cross_entropy_is_for_targets_that_are_classes():
+    labels = {"data__source": "labels", "data__classes": 3, "loss__cross_entropy": 1.0}
+    says = "loss.cross_entropy: needs data.task=labels and data.labels=target or both"
+    assert _one(loss__cross_entropy=1.0) == says
+    assert says in _problems(**labels, data__labels="source")
+    for side in ("target", "both"):
+        assert says not in _problems(**labels, data__labels=side)
+
+
+def test_what_is_drawn_at_random_suits_sizes_and_task(tmp_path):
+    problem = _one(data__rotate=True, data__crop_size=(32, 48), data__load_size=(40, 50))
+    assert "data.rotate: quarter turns need a square data.crop_size, not (32, 48)" in problem
+    for task in ("colorize", "grey", "inpaint"):
+        problem = _one(data__task=task, data__contrast=0.1, data__brightness=0.1)
+        assert problem.startswith("data.brightness, data.contrast: vary a source that is a picture")
+        assert f"which {task} has none of" in problem
+    one = _one(data__saturation=0.5, data__channels=(1, 3))
+    assert one == "data.saturation: needs sources of 3 channels, not 1; leave at 0"
+    assert _problems(data__contrast=0.5, data__channels=(1, 3)) == []
+    assert _problems(data__saturation=0.5) == []
+    labels = {"data__source": "labels", "data__path": str(tmp_path), "data__classes": 3}
+    told = [any(p.startswith("data.brightness: vary a source") for p in
+                _problems(**labels, data__labels=side, data__brightness=0.1))
+            for side in ("source", "both", "target")]  # fmt: skip
+    assert told == [True, True, False]
 
 
 RESNET = {"model__generator__name": "resnet", "model__generator__dropout": ()}
@@ -389,7 +529,7 @@ def test_no_change_is_none():
         {"eval.ema": True}, {"eval.metrics": ("l1",)}, {"eval.batch_size": 4},
         {"data.cache": "host"}, {"data.threads": 3}, {"data.prepared_dir": "/x"},
         {"train.keep": 5}, {"train.best": "psnr"}, {"train.init_from": "/x"},
-        {"train.init_nets": "generator"},
+        {"train.init_nets": "generator"}, {"data.cache": "device"}, {"data.cache_share": 0.1},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
@@ -406,6 +546,8 @@ def test_may_change_freely(change):
         ("optim.schedule", "linear"), ("mesh.devices", 2), ("optim.schedule", "plateau"),
         ("model.generator.norm", "instance"), ("model.norm_eps", 1e-3), ("data.task", "colorize"),
         ("loss.feature_matching", 1.0), ("train.simultaneous", True), ("optim.warmup_steps", 5),
+        ("data.preprocess", "crop"), ("data.on_error", "substitute"), ("data.rotate", True),
+        ("data.target_range", (0.0, 1.0)), ("data.alpha", "white"), ("data.hole", 0.25),
     ],
 )  # fmt: skip
 def test_any_other_change_is_shown(key, value):

@@ -21,6 +21,7 @@ from p2p_jax.finetune import restore_networks
 from p2p_jax.flags import saved_config
 from p2p_jax.networks import abstract_state, make_gan
 from p2p_jax.state import init
+from p2p_jax.validate import resolved
 from p2p_jax.weights import export
 from p2p_jax.weights import files as weight_files
 from p2p_jax.weights.detect import (
@@ -481,7 +482,7 @@ def test_tensors_win_over_the_config_and_say_so(tmp_path, gen_file, capsys):
     out = capsys.readouterr().out
     assert f"{G}norm: 'instance' -> 'batch', as the tensors say" in out
     assert f"{G}depth: 4 -> 2, as the tensors say" in out and f"{G}upsample" not in out
-    want = get_config()
+    want = resolved(get_config())
     found = flatten(saved_config(tmp_path / "run"))
     changed = {key for key, value in flatten(want).items() if found[key] != value}
     assert changed == {f"{G}depth", f"{G}base_features", f"{G}dropout", "train.steps",

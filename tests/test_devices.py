@@ -26,7 +26,7 @@ from helpers import (
     tiny_gan,
 )
 
-from p2p_jax.images import Augment
+from p2p_jax.augment import Augment
 from p2p_jax.models.conv import Policy
 from p2p_jax.models.layers import dropout
 from p2p_jax.state import count, init

@@ -1,44 +1,17 @@
-"""Jitter, mirroring, resizing and scaling of images."""
+"""Resizing and padding of images, and what their numbers mean."""
 
 from __future__ import annotations
-
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import quick_jit
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from p2p_jax.images import RESIZE, Augment, resize, to_signed, to_uint8
+from p2p_jax.images import RESIZE, Values, from_signed, pad, resize, to_levels, to_signed
 
-LOAD, CROP = (20, 23), (16, 16)
-
-
-@functools.partial(quick_jit, static_argnums=(0, 1))
-def key_of(seed, n):
-    """Keys of n examples."""
-    return jax.random.split(jax.random.key(seed), n)
-
-
-@functools.cache
-def drawing(load_size, crop_size, flip):
-    """The draws of many keys, compiled once for all methods, which they do not depend on."""
-    return quick_jit(jax.vmap(Augment(load_size, crop_size, flip).draw))
-
-
-def drawn(augment, keys):
-    """Top, left and mirroring of each key."""
-    columns = drawing(augment.load_size, augment.crop_size, augment.flip)(keys)
-    return list(zip(*map(np.asarray, columns), strict=True))
-
-
-def draws(augment, n=4000):
-    """Tops, lefts and mirrorings of n examples."""
-    return tuple(np.array(x) for x in zip(*drawn(augment, key_of(0, n)), strict=True))
+LOAD = (20, 23)
 
 
 def pictures(shape, seed=0):
@@ -51,86 +24,6 @@ def resized(images, size, method, dtype=np.float64):
         got = quick_jit(lambda x: resize(x, size, method))(np.asarray(images, dtype))
         assert got.dtype == dtype
         return np.asarray(got)
-
-
-def test_crops_cover_all_places_evenly_and_half_are_mirrored():
-    n = 4000
-    top, left, mirrored = draws(Augment(LOAD, CROP, True), n)
-    for places, spare in ((top, 4), (left, 7)):
-        assert places.dtype == np.int32
-        seen = np.bincount(places, minlength=spare + 1)
-        assert len(seen) == spare + 1
-        p = 1 / (spare + 1)
-        assert (abs(seen - n * p) < 5 * np.sqrt(n * p * (1 - p))).all()
-    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(n)
-    # None follows from another.
-    assert (abs(np.corrcoef([top, left, mirrored]) - np.eye(3)) < 5 / np.sqrt(n)).all()
-
-
-def test_nothing_is_left_to_chance_without_room_and_mirroring():
-    top, left, mirrored = draws(Augment(CROP, CROP, False), 100)
-    assert not top.any() and not left.any() and not mirrored.any()
-
-
-def test_draws_are_the_same_with_64_bits():
-    augment = Augment(LOAD, CROP, True)
-    single = draws(augment, 50)
-    with jax.enable_x64(True):
-        double = draws(augment, 50)
-    assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(single, double, strict=True))
-
-
-@pytest.mark.parametrize("x64,method", [(False, "bilinear"), (True, "bicubic")])
-def test_images_of_the_load_size_are_cut_exactly(x64, method):
-    augment = Augment(LOAD, CROP, True, method)
-    with jax.enable_x64(x64):
-        images = pictures((8, *LOAD, 3)).astype(np.float64 if x64 else np.float32)
-        keys = key_of(1, 8)
-        got = np.asarray(quick_jit(augment)(keys, images))
-        places = drawn(augment, keys)
-    assert len({flip for _, _, flip in places}) == 2
-    for image, cut, (top, left, mirrored) in zip(images, got, places, strict=True):
-        wanted = image[top : top + 16, left : left + 16]
-        assert (cut == (wanted[:, ::-1] if mirrored else wanted)).all()
-
-
-@pytest.mark.parametrize(
-    "method,stored,flip",
-    [
-        ("bilinear", (16, 18), True),
-        ("bilinear", (32, 40), True),
-        ("bilinear", (20, 30), False),
-        ("bilinear", (13, 23), True),
-        ("bicubic", (16, 40), True),
-        ("area", (16, 40), False),
-        ("nearest", (16, 40), True),
-    ],
-)
-def test_resizing_and_cropping_in_one_is_resizing_then_cropping(method, stored, flip):
-    augment = Augment(LOAD, CROP, flip, method)
-    with jax.enable_x64(True):
-        images = pictures((6, *stored, 3))
-        keys = key_of(2, 6)
-        got = np.asarray(quick_jit(augment)(keys, images))
-        places = drawn(augment, keys)
-    whole = resized(images, LOAD, method)
-    assert {flip for _, _, flip in places} == {0, 1} if flip else {0}
-    for image, cut, (top, left, mirrored) in zip(whole, got, places, strict=True):
-        wanted = image[top : top + 16, left : left + 16]
-        wanted = wanted[:, ::-1] if mirrored else wanted
-        assert np.abs(cut - wanted).max() <= (0 if method == "nearest" else 1e-9)
-
-
-@pytest.mark.parametrize("stored", [LOAD, (16, 18), (32, 40)])
-def test_source_and_target_are_treated_alike(stored):
-    augment = quick_jit(Augment(LOAD, CROP, True))
-    source = pictures((16, *stored, 3)).astype(np.float32)
-    keys = key_of(3, 16)
-    target = 255 - source
-    assert np.allclose(augment(keys, target), 255 - np.asarray(augment(keys, source)), atol=1e-3)
-    # Each example has its own place.
-    same = np.asarray(augment(keys, np.broadcast_to(source[:1], source.shape)))
-    assert len({crop.tobytes() for crop in same}) > 10
 
 
 def test_resize():
@@ -247,45 +140,85 @@ def test_nearest_invents_no_value_and_takes_the_pixel_of_the_centre(dtype):
     assert (got == images[:, rows][:, :, columns]).all()
 
 
-@pytest.mark.parametrize("method", ["bicubic", "nearest"])  # by weights, and by indices
-def test_augment_in_a_loop_on_several_devices_is_that_on_one(method):
-    augment = Augment(LOAD, CROP, True, method)
-    images = pictures((3, 4, 16, 18, 3)).astype(np.float32)
-    keys = key_of(5, 4)
-
-    def loop(keys, images):
-        def body(i, out):
-            return out.at[i].set(augment(keys, images[i]))
-
-        start = jnp.zeros_like(images, shape=(*images.shape[:2], *CROP, 3))
-        return jax.lax.fori_loop(0, 3, body, start)
-
-    mesh = Mesh(np.array(jax.devices()[:2]), "data")
-    split = (P("data"), P(None, "data"))
-    sharded = jax.shard_map(loop, mesh=mesh, in_specs=split, out_specs=split[1])
-    got = np.asarray(quick_jit(sharded)(keys, images))
-    for row, cut in zip(images, got, strict=True):
-        assert np.allclose(cut, quick_jit(augment)(keys, row), rtol=1e-5, atol=1e-4)
-
-
 def test_unknown_methods_are_named():
-    with pytest.raises(ValueError, match=r"'lanczos'.*bilinear, bicubic, area, nearest"):
-        Augment(LOAD, CROP, True, "lanczos")
-    with pytest.raises(ValueError, match="'box'"):
+    with pytest.raises(ValueError, match=r"'box'.*bilinear, bicubic, area, nearest"):
         resize(jnp.zeros((1, 4, 4, 3)), (4, 4), "box")
 
 
+# --- padding -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("size", [(7, 9), (8, 9), (7, 20), (15, 19), (40, 50)])
+def test_padding_is_that_of_numpy(size, x64):
+    """However often what there is must be mirrored."""
+    true = np.array([[7, 9], [1, 1], [2, 5], [7, 1]], np.int32)
+    with jax.enable_x64(x64):
+        images = pictures((4, 7, 9, 2)).astype(np.float64 if x64 else np.float32)
+        whole = np.asarray(quick_jit(lambda x: pad(x, size))(images))
+        parts = np.asarray(quick_jit(lambda x, sizes: pad(x, size, sizes))(images, true))
+    assert whole.dtype == parts.dtype == images.dtype
+    for i, (h, w) in enumerate(true):
+        for got, stored in ((whole[i], images[i]), (parts[i], images[i, :h, :w])):
+            more = [(0, n - s) for n, s in zip(size, stored.shape[:2], strict=True)]
+            assert (got == np.pad(stored, (*more, (0, 0)), "symmetric")).all()
+
+
+def test_integers_and_nothing_can_be_padded():
+    images = np.arange(24, dtype=np.uint16).reshape(2, 3, 4, 1)
+    got = pad(jnp.asarray(images), (5, 5))
+    assert got.dtype == np.uint16 and (got[:, 3] == got[:, 2]).all()
+    # What fills up a batch may be of no size; it only must not harm.
+    assert pad(jnp.asarray(images), (5, 5), jnp.zeros((2, 2), jnp.int32)).shape == (2, 5, 5, 1)
+    assert pad(jnp.zeros((2, 3, 4, 0)), (5, 5)).shape == (2, 5, 5, 0)
+
+
+def test_padding_does_not_shrink():
+    for size in ((3, 9), (9, 3)):
+        with pytest.raises(ValueError, match=f"4x5 cannot be padded to {size[0]}x{size[1]}"):
+            pad(jnp.zeros((1, 4, 5, 3)), size)
+
+
+# --- what numbers mean ---------------------------------------------------------------------------
+
+UINT16 = Values("uint16", 0, 65535)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_all_levels_survive_the_way_to_signed_and_back(dtype):
+@pytest.mark.parametrize("values", [Values(), UINT16, Values("uint16", 1000, 1255)])
+def test_all_levels_survive_the_way_to_signed_and_back(values, dtype):
     with jax.enable_x64(dtype == "float64"):
-        levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-        signed = to_signed(jnp.asarray(levels), dtype)
+        stored = np.arange(values.low, values.high + 1, dtype=values.dtype).reshape(1, 16, -1, 1)
+        levels = quick_jit(lambda x: to_levels(x, values, dtype))(stored)
+        assert levels.dtype == dtype
+        assert levels.min() == 0 and abs(levels.max() - 255) < 1e-4
+        signed = to_signed(levels, dtype)
         assert signed.dtype == dtype
-        assert signed.min() == -1 and signed.max() == 1
-        back = to_uint8(signed)
-        assert back.dtype == np.uint8 and (back == levels).all()
+        assert signed.min() == -1 and abs(signed.max() - 1) < 1e-6
+        back = quick_jit(lambda x: from_signed(x, values))(signed)
+        assert back.dtype == values.dtype and (back == stored).all()
 
 
-def test_to_uint8_rounds_to_nearest_and_clips():
+@pytest.mark.parametrize("stored", ["uint8", "uint16", "float32"])
+def test_levels_that_are_levels_are_only_cast(stored):
+    numbers = np.arange(1000, dtype=stored) if stored != "uint8" else np.arange(256, dtype=stored)
+    values = Values(stored, 0.0, 255.0)
+    assert (to_levels(jnp.asarray(numbers), values, "float32") == numbers).all()
+    made = jax.make_jaxpr(lambda x: to_levels(x, values, "float32"))(numbers)
+    assert {e.primitive.name for e in made.eqns} <= {"convert_element_type"}
+
+
+def test_floats_keep_their_range():
+    values = Values("float32", -3.0, 5.0)
+    stored = np.linspace(-4, 6, 41).astype(np.float32)
+    levels = to_levels(jnp.asarray(stored), values, "float32")
+    assert np.allclose(levels, (stored + 3) / 8 * 255, atol=1e-4)
+    back = from_signed(to_signed(levels, "float32"), values)
+    assert back.dtype == np.float32 and np.allclose(back, stored, atol=1e-5)  # also what is beyond
+
+
+def test_whole_numbers_are_rounded_to_nearest_and_clipped_to_their_type():
     x = jnp.array([-1.5, -1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, 253.6 / 127.5 - 1, 1.0, 7.0])
-    assert to_uint8(x).tolist() == [0, 0, 0, 1, 254, 255, 255]
+    assert from_signed(x).tolist() == [0, 0, 0, 1, 254, 255, 255]
+    x = jnp.array([-3.0, -1.0, 0.0, 1.0, 1e3])
+    assert from_signed(x, Values("uint16", 100, 300)).tolist() == [0, 100, 200, 300, 65535]

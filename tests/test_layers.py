@@ -23,6 +23,7 @@ LAYERS: dict[str, set[str] | object] = {
     "losses": {"metrics"},
     "optim": set(),
     "colour": set(),
+    "augment": {"colour", "images"},
     "tasks": {"colour", "images"},
     "models.options": set(),
     "models.conv": set(),
@@ -33,62 +34,137 @@ LAYERS: dict[str, set[str] | object] = {
     "models.patchgan": {"models.conv", "models.layers", "models.options"},
     "models": {"models.unet", "models.resnet", "models.patchgan"},
     "data.synthetic": set(),
-    "data.decoding": set(),
+    "data.refusals": set(),
+    "data.exif": set(),
+    "data.pillow": {"data.exif", "data.refusals"},
+    "data.png": {"data.exif", "data.pillow", "data.refusals"},
+    "data.tiff": {"data.refusals"},
+    "data.decoding": {"data.exif", "data.pillow", "data.png", "data.refusals", "data.tiff"},
+    "data.labels": set(),
     "data.pairs": set(),
-    "data.builders": {"data.decoding", "data.pairs"},
-    "data.folder": {"data.builders", "data.pairs"},
-    "data.sources": {"data.synthetic", "data.folder", "data.pairs"},
-    "data.pipeline": {"data.pairs"},
-    "data": {"data.sources", "data.pairs", "data.pipeline"},
+    "data.files": {"data.pairs"},
+    "data.listing": {"data.decoding", "data.files"},
+    "data.walk": {"data.decoding", "data.pairs"},
+    "data.zips": {"data.walk"},
+    "data.archives": {"data.decoding", "data.pairs", "data.walk", "data.zips"},
+    "data.progress": {"data.pairs"},
+    "data.partial": {"data.pairs", "data.progress"},
+    "data.download": {"data.pairs", "data.partial", "data.progress"},
+    "data.builders": {"data.decoding", "data.files", "data.pairs"},
+    "data.origins": {
+        *("data.archives", "data.builders", "data.files", "data.listing", "data.pairs"),
+    },
+    "data.recipes": {"data.builders", "data.decoding", "data.labels"},
+    "data.records": {
+        *("data.builders", "data.decoding", "data.listing", "data.pairs", "data.recipes"),
+    },
+    "data.substitute": {"data.pairs"},
+    "data.splits": {"data.builders", "data.pairs", "data.records", "data.substitute"},
+    "data.folder": {
+        *("data.builders", "data.decoding", "data.files", "data.listing", "data.origins"),
+        *("data.pairs", "data.records", "data.splits"),
+    },
+    "data.official": {
+        *("data.archives", "data.builders", "data.download", "data.files", "data.folder"),
+        *("data.listing", "data.origins", "data.pairs", "data.splits"),
+    },
+    "data.catalog": {
+        *("data.builders", "data.files", "data.folder", "data.listing", "data.official"),
+        *("data.origins", "data.pairs", "data.splits"),
+    },
+    "data.sources": {
+        *("data.builders", "data.catalog", "data.files", "data.folder", "data.labels"),
+        *("data.pairs", "data.recipes", "data.records", "data.synthetic"),
+    },
+    "data.survey": {
+        *("data.builders", "data.decoding", "data.folder", "data.pairs", "data.records"),
+        *("data.sources", "data.splits"),
+    },
+    "data.fitting": {"data.pairs"},
+    "data.frames": {"data.fitting", "data.pairs", "data.substitute"},
+    "data.order": set(),
+    "data.pipeline": {"data.frames", "data.order", "data.pairs"},
+    "data": {
+        *("data.fitting", "data.frames", "data.labels", "data.order", "data.pairs"),
+        *("data.pipeline", "data.sources"),
+    },
     "mesh": set(),
     "process": set(),
     "report": set(),
+    "pictures": {"report"},
+    "tally": {"process"},
     "console": {"report"},
     "page": {"report"},
-    "state": {"losses", "images", "tasks"},
+    "state": {"augment", "images", "losses", "tasks"},
     "objectives": {"state", "losses"},
-    "step": {"state", "objectives", "images"},
+    "readers": set(),
+    "step": {"state", "objectives", "images", "readers"},
+    "store": {"data", "mesh", "readers"},
     "checkpoint": {"process", "state"},
     "config": {"losses"},
     "dialects": {"config"},
     "command": {"config", "data", "process"},
     "networks": {
-        *("config", "mesh", "models", "images", "losses", "optim", "state", "tasks"),
+        *("augment", "config", "mesh", "models", "losses", "optim", "state", "tasks"),
+        *("data", "data.labels"),
     },
-    "validate": {
+    "rules": {
         *("config", "networks", "data", "models"),
         *("images", "losses", "metrics", "optim", "tasks"),
     },
+    "validate": {"config", "networks", "data", "losses", "metrics", "rules", "tasks"},
     "flags": {"config", "validate", "mesh"},
     "build": {
         *("config", "networks", "validate", "state", "objectives", "mesh", "data"),
         *("images", "losses", "metrics", "optim", "tasks"),
     },
+    "summary": {"build", "data", "rules", "state"},
     "finetune": {"networks", "checkpoint", "config", "console", "flags", "mesh", "state"},
     "weights": set(),
     "weights.layout": {"config"},
     "weights.files": {"config", "report", "weights.layout"},
     "weights.detect": {"config", "weights.layout"},
-    "weights.export": {"config", "models", "tasks", "weights.layout", "weights.detect"},
+    "weights.export": {
+        *("config", "models", "networks", "weights.layout", "weights.detect"),
+    },
     "weights.load": {
         *("config", "metrics", "state", "networks", "checkpoint", "mesh", "report", "console"),
-        *("tasks", "weights.layout", "weights.detect"),
+        *("weights.layout", "weights.detect"),
     },
     "convert": {
         *("config", "dialects", "validate", "flags", "networks", "command", "finetune", "mesh"),
         *("console", "weights.layout", "weights.files", "weights.detect", "weights.export"),
         "weights.load",
     },
+    "rates": {"data"},
+    "contact": {
+        *("data", "data.frames", "data.pairs", "images", "pictures", "report", "state", "step"),
+    },
+    "inspection": {
+        *("build", "config", "contact", "networks", "rates", "state", "validate"),
+        *("data", "data.fitting", "data.pipeline", "data.survey"),
+    },
+    "inspect_data": {
+        *("command", "config", "console", "flags", "inspection", "mesh", "rates", "report"),
+        *("validate", "data", "data.files", "data.survey"),
+    },
+    "gallery": {"build", "data", "data.labels", "pictures", "step"},
     "evaluate": BELOW,
     "train": BELOW,
     "main": BELOW,
+    "jpegs": BELOW,
+    "benchmarks": BELOW,
+    "benchmark": BELOW,
 }
 
 # And all of models.
-PURE = ("images", "losses", "metrics", "optim", "colour", "tasks", "state", "objectives", "step")
+PURE = (
+    *("images", "losses", "metrics", "optim", "colour", "augment", "tasks", "state", "objectives"),
+    *("readers", "step"),
+)
 EFFECTS = {
     *("os", "sys", "time", "pathlib", "absl", "logging", "ml_collections"),
-    *("tensorflow_datasets", "grain", "PIL"),
+    *("tensorflow_datasets", "grain", "PIL", "cv2", "tifffile", "imagecodecs"),
 }
 
 
@@ -197,6 +273,6 @@ def test_pure_modules_import_no_effects():
 def test_imports_with_jax_flax_optax_orbax_and_numpy_alone(name):
     # rich is not on the list because flax itself imports it.
     blocked = ["tensorflow", "tensorflow_datasets", "grain", "ml_collections", "array_record"]
-    blocked += ["PIL", "simplejpeg"]
+    blocked += ["PIL", "simplejpeg", "cv2", "tifffile", "imagecodecs"]
     code = f"import sys\nsys.modules.update(dict.fromkeys({blocked!r}))\nimport {PACKAGE}.{name}\n"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

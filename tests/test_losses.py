@@ -13,6 +13,7 @@ from p2p_jax.losses import (
     ADVERSARIAL,
     RECONSTRUCTION,
     charbonnier,
+    cross_entropy,
     feature_matching,
     gradient_penalty,
     l1,
@@ -24,7 +25,7 @@ from p2p_jax.losses import (
 VANILLA = ADVERSARIAL["vanilla"]
 
 
-def cross_entropy(logits, label):
+def binary_cross_entropy(logits, label):
     """Binary cross entropy of probabilities, by its definition."""
     p = 1 / (1 + np.exp(-logits))
     return -(label * np.log(p) + (1 - label) * np.log(1 - p)).mean()
@@ -33,8 +34,8 @@ def cross_entropy(logits, label):
 # Of numpy logits: (discriminator's of real and fake, generator's of fake).
 ORACLES = {
     "vanilla": (
-        lambda real, fake: cross_entropy(real, 1) + cross_entropy(fake, 0),
-        lambda fake: cross_entropy(fake, 1),  # not saturating: it wants to be taken for real
+        lambda real, fake: binary_cross_entropy(real, 1) + binary_cross_entropy(fake, 0),
+        lambda fake: binary_cross_entropy(fake, 1),  # not saturating: it wants to be taken for real
     ),
     "lsgan": (
         lambda real, fake: ((real - 1) ** 2).mean() + (fake**2).mean(),
@@ -56,8 +57,8 @@ def slope(fn, x, *rest, along, by=1e-5):
 def test_all_are_known():
     assert ADVERSARIAL.keys() == ORACLES.keys()
     assert [name for name, pair in ADVERSARIAL.items() if pair.penalty] == ["wgan-gp"]
-    wanted = {"l1": l1, "l2": l2, "smooth_l1": smooth_l1, "charbonnier": charbonnier, "ssim": ssim}
-    assert RECONSTRUCTION == wanted
+    wanted = [l1, l2, smooth_l1, charbonnier, ssim, cross_entropy]
+    assert RECONSTRUCTION == {loss.__name__: loss for loss in wanted}
 
 
 # --- adversarial ---------------------------------------------------------------------------------
@@ -255,6 +256,49 @@ def test_equal_images_have_no_ssim_loss():
 def test_ssim_names_what_is_too_small():
     with pytest.raises(ValueError, match="11 pixels a side"):
         ssim(jnp.zeros((1, 10, 16, 3)), jnp.zeros((1, 10, 16, 3)))
+
+
+def labelled(seed, dtype, scale=3.0):
+    """Logits of five classes, and which one it is."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, scale, (3, 4, 6, 5)).astype(dtype)
+    return logits, np.eye(5, dtype=dtype)[rng.integers(0, 5, (3, 4, 6))]
+
+
+@pytest.mark.parametrize("dtype,within", [("float32", 1e-5), ("float64", 1e-12)])
+def test_cross_entropy_is_that_of_its_definition_with_its_gradient(dtype, within):
+    with jax.enable_x64(dtype == "float64"):
+        logits, target = labelled(10, dtype)
+        fake = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        value, of = quick_jit(jax.value_and_grad(cross_entropy))(fake, target)
+        exact = fake.astype(np.float64)
+        assert value.dtype == of.dtype == dtype
+        assert rel(value, -np.log(exact[target == 1]).mean()) < within
+        assert rel(of, -target / exact / (3 * 4 * 6)) < within
+        assert cross_entropy(target, target) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_cross_entropy_holds_where_probabilities_vanish(dtype):
+    """Through softmax, whose gradient is then that of logits: probabilities less the target."""
+    with jax.enable_x64(dtype == "float64"):
+        logits, target = labelled(11, dtype)
+        logits[target == 1] = np.linspace(5, -68, 3 * 4 * 6)
+
+        def loss(logits):
+            return cross_entropy(jax.nn.softmax(logits), target)
+
+        value, of = map(np.asarray, quick_jit(jax.value_and_grad(loss))(logits))
+        wide = logits.astype(np.float64)
+        shifted = wide - wide.max(-1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+        assert logs[target == 1].min() < np.log(1e-30)
+        assert rel(value, -logs[target == 1].mean()) < 1e-6
+        wanted = (np.exp(logs) - target) / (3 * 4 * 6)
+        assert rel(of, wanted) < 1e-5 and rel(of[target == 1], wanted[target == 1]) < 1e-5
+        # What is no number any more does no harm.
+        value, of = jax.value_and_grad(cross_entropy)(np.zeros_like(target), target)
+        assert np.isfinite(value) and value > 87 and np.isfinite(of).all()
 
 
 # --- features ------------------------------------------------------------------------------------

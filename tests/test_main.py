@@ -16,6 +16,7 @@ from p2p_jax.config import ConfigError
 from p2p_jax.flags import parse
 from p2p_jax.main import _check_changes, main
 from p2p_jax.process import alone_in
+from p2p_jax.validate import resolved
 
 
 @pytest.fixture(autouse=True)
@@ -85,11 +86,18 @@ def test_a_mistake_is_named_and_nothing_done(capsys, tmp_path, flags, says):
 
 
 @pytest.mark.usefixtures("nothing_compiles")
-def test_the_workdir_is_needed(capsys, tmp_path, monkeypatch):
+def test_evaluation_needs_the_workdir(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main([CONFIG]) == 2
+    assert main([CONFIG, "--mode=eval"]) == 2
     assert "--workdir: needed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+def test_a_run_without_a_workdir_goes_where_its_config_is_called(tmp_path, monkeypatch, started):
+    monkeypatch.chdir(tmp_path)
+    assert main([CONFIG]) == 0
+    assert str(started["workdir"]) == "runs/running"
 
 
 @pytest.mark.usefixtures("nothing_compiles")
@@ -104,7 +112,8 @@ def test_a_folder_without_images(capsys, tmp_path):
     (tmp_path / "data" / "train").mkdir(parents=True)
     (tmp_path / "data" / "train" / "notes.txt").write_text("x")
     err = _refused(capsys, tmp_path / "run", *_from(tmp_path / "data"))
-    assert f"'{tmp_path / 'data' / 'train'}' holds no image" in err
+    assert f"'train' of '{tmp_path / 'data'}' holds no image" in err
+    assert "found notes.txt" in err
 
 
 @pytest.mark.usefixtures("nothing_compiles")
@@ -112,7 +121,8 @@ def test_a_width_that_cannot_be_halved(capsys, tmp_path):
     folder = _folder(tmp_path / "data", size=(32, 63))
     err = _refused(capsys, tmp_path / "run", *_from(folder))
     assert f"train[0] {folder / 'train' / '000.png'}: width 63 is odd" in err
-    assert len(err.splitlines()) == 8  # each image of both splits
+    assert err.count("width 63 is odd") == 8  # each image of both splits
+    assert len(err.splitlines()) == 8
 
 
 @pytest.mark.usefixtures("nothing_compiles")
@@ -161,7 +171,7 @@ def trained(tmp_path):
     """A workdir as far as the config is concerned."""
     workdir = tmp_path / "run"
     (workdir / "checkpoints" / "3").mkdir(parents=True)
-    report.write_json(workdir / "config.json", get_config().to_dict())
+    report.write_json(workdir / "config.json", resolved(get_config()).to_dict())
     return workdir
 
 
@@ -171,7 +181,7 @@ def started(monkeypatch):
     found = {}
 
     def train(experiment, workdir, console, changes):
-        found.update(experiment=experiment, changes=changes)
+        found.update(experiment=experiment, workdir=workdir, changes=changes)
         return 0
 
     monkeypatch.setattr("p2p_jax.train.train", train)
@@ -203,7 +213,7 @@ def test_another_config_on_request(trained, started, monkeypatch):
 
 @pytest.mark.usefixtures("nothing_compiles")
 def test_training_goes_on_with_the_saved_config(trained, started):
-    saved = get_config().to_dict() | {"seed": 5}
+    saved = resolved(get_config()).to_dict() | {"seed": 5}
     report.write_json(trained / "config.json", saved)
     assert main([f"--workdir={trained}", "--config.train.steps=99"]) == 0
     assert started["experiment"].seed == 5 and started["experiment"].train.steps == 99
@@ -359,7 +369,7 @@ def test_nothing_imports_tensorflow(tmp_path):
 
 
 def test_a_config_may_change_until_something_is_saved(tmp_path):
-    report.write_json(tmp_path / "config.json", get_config().to_dict())
+    report.write_json(tmp_path / "config.json", resolved(get_config()).to_dict())
     command = parse([CONFIG, f"--workdir={tmp_path}", "--config.loss.l1=7"])
     (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir(parents=True)
     assert _check_changes(command) == {}

@@ -73,10 +73,26 @@ def test_opposite_images_are_the_worst():
 
 def test_the_better_way_of_each():
     fake, target = (x.astype(np.float32) for x in pairs((16, 16)))
-    assert set(METRICS) == {"l1", "psnr", "ssim"}
+    assert set(METRICS) == {"l1", "psnr", "ssim", "accuracy"}
     for name, metric in METRICS.items():
         good, bad = run(name, fake, target)[[0, 3]]
         assert metric.mode == ("max" if good > bad else "min")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_accuracy_is_the_share_of_pixels_that_are_wholly_equal(dtype):
+    rng = np.random.default_rng(1)
+    target = rng.integers(0, 256, (3, 10, 12, 3))
+    fake = target.copy()
+    wrong = rng.uniform(size=(3, 10, 12)) < np.array([0, 0.3, 1]).reshape(3, 1, 1)
+    channel = rng.integers(0, 3, wrong.shape)
+    # One level in one channel is enough.
+    fake[wrong, channel[wrong]] += np.where(fake[wrong, channel[wrong]] < 255, 1, -1)
+    with jax.enable_x64(dtype == "float64"):
+        got = run("accuracy", *((x / 255).astype(dtype) for x in (fake, target)))
+    assert got.dtype == dtype and got.shape == (3,)
+    assert np.allclose(got, 1 - wrong.mean((1, 2)), rtol=1e-6)
+    assert got[0] == 1 and got[2] == 0
 
 
 @pytest.mark.parametrize("size", [(10, 11), (11, 10), (4, 64)])

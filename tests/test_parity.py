@@ -236,7 +236,7 @@ def both_losses(adversarial, batch, depth, width, precision, steps, exact=False)
     e = experiment(adversarial, batch, depth, width, precision)
     draw = quick_jit(lambda: init(e.gan, 0), out_shardings=jax.NamedSharding(e.mesh, jax.P()))
     state = draw()
-    pairs = [e.train_source[i] for i in range(steps * batch)]
+    pairs = [e.train_frames[i] for i in range(steps * batch)]
     stacked = [np.stack([pair[k] for pair in pairs]) for k in range(2)]
     theirs = [
         reference_losses(state, stacked, adversarial, batch, depth, width, dtype)

@@ -14,6 +14,7 @@ from test_presets import CONFIGS, FED, every_preset, preset
 from p2p_jax.config import flatten, merge
 from p2p_jax.flags import saved_config
 from p2p_jax.main import main
+from p2p_jax.validate import resolved
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_train_resume_evaluate(name, dialect, tmp_path, capsys, compiled_once):
     assert [row["step"] for row in logged(workdir, "val")] == [0, 2, 3]
     assert (workdir / "checkpoints" / "3").is_dir()
     saved = flatten(saved_config(workdir))
-    assert saved == flatten(merge(config, changes | {"train.steps": 3}))
+    assert saved == flatten(resolved(merge(config, changes | {"train.steps": 3})))
 
     evaluated = workdir / "eval" / "val" / "3"
     page = evaluated / "index.html"

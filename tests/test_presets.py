@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from p2p_jax.build import build
 from p2p_jax.config import ConfigError, base, flatten, merge
+from p2p_jax.data import official
 from p2p_jax.dialects import DIALECTS, base_in
 from p2p_jax.flags import config_file
 from p2p_jax.main import main
@@ -18,11 +20,12 @@ from p2p_jax.mesh import make_mesh
 from p2p_jax.networks import abstract_state
 from p2p_jax.objectives import HYPER
 from p2p_jax.step import make_train_step
-from p2p_jax.validate import validate
+from p2p_jax.validate import resolved, validate
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
-FED = {"data.source": "synthetic", "mesh.devices": 1}  # needs no files, fits any machine
+# Needs no files, fits any machine.
+FED = {"data.source": "synthetic", "data.name": "", "mesh.devices": 1}
 
 
 def preset(name, dialect):
@@ -132,6 +135,15 @@ RECIPES = {
     "edges2handbags": (15, 4, False, False, "AtoB"),
     "night2day": (17, 4, True, True, "BtoA"),
     "colorization": (6, 4, False, True, "AtoB"),
+    "inpainting": (25, 4, False, True, "AtoB"),
+    "folder": (200, 1, True, True, "AtoB"),
+}
+SETS = ("facades", "cityscapes", "maps", "edges2shoes", "edges2handbags", "night2day")
+# Where other pairs come from, and what they are for.
+OTHERS = {
+    "colorization": ("colorization", "colorize"),
+    "inpainting": ("inpaint", "inpaint"),
+    "folder": ("folder", "translate"),
 }
 
 
@@ -144,7 +156,7 @@ def test_there_is_a_recipe_for_every_config():
 def test_recipe(name, dialect):
     c = preset(name, dialect)
     epochs, batch, jitter, flip, direction = RECIPES[name]
-    if (name, dialect) == ("facades", "tf_tutorial"):
+    if name in ("facades", "folder") and dialect == "tf_tutorial":
         epochs = 150
     assert (c.train.epochs, c.train.steps) == (epochs, 0)
     assert c.train.batch_size == batch
@@ -152,7 +164,9 @@ def test_recipe(name, dialect):
     assert c.data.load_size == ((286, 286) if jitter else (256, 256))
     assert c.data.flip is flip
     assert c.data.direction == direction
-    assert c.data.task == ("colorize" if name == "colorization" else "translate")
+    source, task = OTHERS.get(name, ("tfds", "translate"))
+    assert c.data.source == source and resolved(c).data.task == task
+    assert c.data.name == (f"pix2pix/{name}" if name in SETS else "")
     # Statistics of the whole batch wherever it has more than one image.
     assert batch == 1 or c.model.generator.norm_group == c.model.discriminator.norm_group == 0
     # Nothing that a dialect settles is unsettled, and no other key of the networks or losses.
@@ -180,9 +194,21 @@ def test_paper_is_the_dialect_by_default(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_text_of_a_config_gives_its_command(name):
     text = (CONFIGS / f"{name}.py").read_text()
-    assert f"python -m p2p_jax.main --config=configs/{name}.py --workdir=" in text
-    if name != "quickstart":
-        assert "--config.data.path=FOLDER" in text and "`train/`" in text and "`val/`" in text
+    command = f"python -m p2p_jax.main --config=configs/{name}.py"
+    assert command in text
+    if name in SETS:  # nothing more is needed
+        assert f"{command}\n" in text and "`train`" in text
+        assert "`val`" in text or "`test`" in text
+        assert f"--config.data.path=FILE_OR_FOLDER` takes\n{name}.tar.gz" in text.replace(
+            f" {name}.tar.gz", f"\n{name}.tar.gz"
+        )
+    elif name != "quickstart":
+        assert re.search(rf"{re.escape(command)}.* --config.data.path=(FOLDER|PATH)\n", text)
+        assert "`train/`" in text and "`val/`" in text
+
+
+def test_official_sets_are_those_that_there_are_configs_of():
+    assert set(official.SETS) == set(SETS)
 
 
 # --- the step, at the sizes that users have ------------------------------------------------------
@@ -205,7 +231,7 @@ def test_the_step_at_full_size(name, dialect):
     assert validate(config) == []
     e = build(config, lambda _: None)
     rows = e.train.steps_per_dispatch
-    old, lowered = lowered_step(e.gan, rows, e.train.batch_size, tuple(e.train_source.size))
+    old, lowered = lowered_step(e.gan, rows, e.train.batch_size, e.train_frames.shape)
     new, losses = lowered.out_info
     assert losses.shape == (rows, len(e.gan.metric_names))
     for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from running import (
     CONFIG,
@@ -21,12 +22,16 @@ from running import (
     environment,
     files,
     finished,
+    pairs,
     start,
     train_to,
 )
 
 from p2p_jax import report
+from p2p_jax.data import order
 from p2p_jax.main import main
+from p2p_jax.mesh import make_mesh
+from p2p_jax.store import device_memory
 
 TIMES = ("images_per_sec", "data_wait_frac")
 
@@ -64,6 +69,113 @@ def test_sigterm_in_the_middle_loses_nothing(tmp_path):
     _assert_same_run(finished()[0], tmp_path)
     steps = [row["step"] for row in report.read(tmp_path) if row["split"] == "train"]
     assert steps == [4, 8, 12]
+
+
+def test_where_examples_are_kept_changes_nothing(tmp_path):
+    """Nor does another place to keep them in the middle of a run, or how many threads decode."""
+    device = ("--config.data.cache=device", "--config.data.threads=3")
+    printed = train_to(tmp_path, 75, *device, at=9, signals=(signal.SIGTERM,))
+    assert "10 pairs (61.4 kB) are kept in the memory of each device" in printed
+    printed = train_to(tmp_path, 0, "--config.data.cache=host", "--config.data.threads=1")
+    assert "resumed at step 9" in printed and "kept in the memory" not in printed
+    _assert_same_run(finished()[0], tmp_path)
+
+
+PAIR = 2 * 32 * 32 * 3  # bytes
+
+
+def _room(rows, devices):
+    """The flag that leaves room for so many pairs on each of so many devices."""
+    return f"--config.data.cache_share={(rows * PAIR + 100) / device_memory(make_mesh(devices))!r}"
+
+
+def test_a_set_that_does_not_fit_is_refused_with_numbers(tmp_path, capsys):
+    """Ten pairs on four devices are three on some."""
+    flags = [CONFIG, f"--workdir={tmp_path}", "--config.data.cache=device", _room(2, 4)]
+    assert main(flags) == 2
+    err = capsys.readouterr().err
+    assert "error: data.cache=device: the 10 pairs are 61.4 kB, which is 18.4 kB on each" in err
+    assert "use data.cache=host, or data.max_examples=8, or data.cache_share=" in err
+    assert "Traceback" not in err and report.read(tmp_path) == []
+    assert checkpoints(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
+def test_all_ways_to_keep_examples_are_one(tmp_path, devices):
+    mesh = f"--config.mesh.devices={devices}"
+    ways = {
+        "none": ["--config.data.threads=3"],
+        "host": ["--config.data.cache=host", "--config.data.threads=3"],
+        "host_1": ["--config.data.cache=host", "--config.data.threads=1"],
+        "replicated": ["--config.data.cache=device", _room(10, devices)],
+    }
+    if devices > 1:
+        ways["sharded"] = ["--config.data.cache=device", _room(3, devices)]
+    plain = tmp_path / "plain"
+    train_to(plain, 0, mesh, "--config.data.threads=1")
+    for name, flags in ways.items():
+        printed = train_to(tmp_path / name, 0, mesh, *flags)
+        assert ("in the memory of 4 devices together" in printed) is (name == "sharded")
+        assert ("in the memory of each device" in printed) is (name == "replicated")
+        _assert_same_run(plain, tmp_path / name)
+
+
+# --- examples that cannot be read ----------------------------------------------------------------
+
+BROKEN = (3, 7)
+
+
+@pytest.fixture
+def harmed(tmp_path, monkeypatch):
+    """Flags for ten pairs of which two cannot be read."""
+    for name, path in pairs(tmp_path / "data", count=10, suffix="jpg").items():
+        if name in [f"train/{i:03d}" for i in BROKEN]:
+            path.write_bytes(path.read_bytes()[:-60])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return ["--config.data.source=folder", f"--config.data.path={tmp_path / 'data'}"]
+
+
+def _substituted(workdir):
+    return {row["step"]: row["data/substituted"] for row in _lines(workdir) if "eval/l1" not in row}
+
+
+def test_substitutes_are_counted_over_a_stop_and_resume(tmp_path, harmed):
+    """Logs at 4, 8 and 12 and a stop at 9: the line at 12 knows of step 9."""
+    flags = (*harmed, "--config.data.on_error=substitute")
+    parts = tmp_path / "parts"
+    printed = train_to(parts, 75, *flags, at=9, signals=(signal.SIGTERM,), env=environment())
+    assert "003.jpg" in printed and "007.jpg" in printed
+    assert "resumed at step 9" in train_to(
+        parts, 0, *flags, "--config.data.cache=host", env=environment()
+    )
+    wanted = {}
+    for step in (4, 8, 12):
+        wanted[step] = int(np.isin(order(0, 10, 4 * (step - 4), 16, True), BROKEN).sum())
+    assert _substituted(parts) == wanted and len(set(wanted.values())) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["none", "host", "device"])
+def test_with_substitutes_it_is_the_run_that_nothing_disturbed(tmp_path, harmed, cache):
+    flags = (*harmed, "--config.data.on_error=substitute", f"--config.data.cache={cache}")
+    whole, parts, plain = (tmp_path / name for name in ("whole", "parts", "plain"))
+    train_to(whole, 0, *flags, env=environment())
+    for at in (5, 9):  # before a line of the log, and after one
+        train_to(parts, 75, *flags, at=at, signals=(signal.SIGTERM,), env=environment())
+    train_to(parts, 0, *flags, env=environment())
+    _assert_same_run(whole, parts)
+    assert sum(_substituted(whole).values()) > 0
+    train_to(plain, 0, *harmed, "--config.data.on_error=substitute", env=environment())
+    _assert_same_run(plain, whole)
+
+
+def test_without_substitutes_the_file_is_named(tmp_path, harmed, capsys):
+    assert main([CONFIG, f"--workdir={tmp_path / 'run'}", *harmed]) == 2
+    err = capsys.readouterr().err
+    for i in BROKEN:
+        assert f"error: train[{i}] {tmp_path / 'data' / 'train' / f'{i:03d}.jpg'}: " in err
+    assert len(err.splitlines()) == 2 and not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys, monkeypatch):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
+    CPU32,
     PLAIN64,
     QUICK,
     Step,
@@ -17,6 +18,7 @@ from helpers import (
     cpu_step,
     equations,
     fresh,
+    generator,
     hyper,
     images,
     leaves,
@@ -25,12 +27,14 @@ from helpers import (
     tiny_gan,
 )
 
+from p2p_jax.images import Values
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.mesh import make_mesh
 from p2p_jax.models.conv import Policy, conv_down, conv_up
 from p2p_jax.objectives import HYPER
 from p2p_jax.state import TrainState, init
 from p2p_jax.step import make_sample, make_train_step
+from p2p_jax.tasks import TASKS, TaskOptions
 
 
 @pytest.fixture
@@ -68,9 +72,8 @@ def plain_update(gan, state, source, target, row, stale=False):
         base = jax.random.fold_in(key, purpose)
         return jnp.stack([jax.random.fold_in(base, i) for i in range(len(source))])
 
-    source, target = (
-        gan.augment(keys(1), jnp.asarray(x, jnp.float64)) / 127.5 - 1 for x in (source, target)
-    )
+    pair = gan.augment(keys(1), *(jnp.asarray(x, jnp.float64) for x in (source, target)))
+    source, target = (x / 127.5 - 1 for x in pair)
     masks = keys(2)
 
     def generate(params):
@@ -227,6 +230,25 @@ def test_without_norms_and_with_an_average_of_parameters():
     assert fresh(cpu_gan("float32")).ema == {}
 
 
+def test_stored_numbers_are_told_apart_by_their_values():
+    """16 bits, floats and bytes that mean the same train the same."""
+    base = cpu_step("float32")
+    _, wanted = base(fresh(base.gan), images())
+    values = Values("uint16", 0, 65535), Values("float32", -1, 1)
+    gan = dataclasses.replace(base.gan, values=values)
+    source, target = images()
+    stored = source.astype(np.uint16) * 257, (target / 127.5 - 1).astype(np.float32)
+
+    def arguments(batch):
+        return jax.tree.map(jnp.copy, fresh(gan)), batch, hyper(1, gan), np.int32(1)
+
+    step = make_train_step(gan, make_mesh(1), 1).lower(*arguments(stored)).compile(QUICK)
+    _, losses = step(*arguments(stored))
+    assert np.allclose(losses, wanted, rtol=1e-4)
+    _, others = step(*arguments((source.astype(np.uint16), target.astype(np.float32))))
+    assert (np.abs(others / wanted - 1) > 1e-2).any()
+
+
 GOLDEN = {
     "first": (1.393563, 0.64586687, 0.51183289),
     "second": (1.3898606, 0.64372897, 0.51213342),
@@ -346,7 +368,7 @@ def test_naive_convolutions_would_be_noticed(form):
 
 def sampler(devices, running=False, dropout=True):
     gan = cpu_gan("float64")
-    fn = make_sample(gan, make_mesh(devices), running, dropout)
+    fn = make_sample(gan, make_mesh(devices), running, dropout, (16, 16))
     state = fresh(gan)
 
     def arguments(source, target, ids):
@@ -357,7 +379,9 @@ def sampler(devices, running=False, dropout=True):
 
     def run(*batch):
         args = jax.device_put(arguments(*batch), compiled.input_shardings[0])
-        return [np.asarray(x) for x in compiled(*args)]
+        *pictures, stored = compiled(*args)
+        assert stored is None  # 8 bits, as the pictures are
+        return [np.asarray(x) for x in pictures]
 
     return run
 
@@ -385,14 +409,43 @@ def test_samples_without_dropout_need_no_identity(x64):
     assert (run(source, target, ids)[1] != running(source, target, ids)[1]).any()
 
 
+def test_images_of_any_size_are_translated_whole_and_kept_as_they_are_stored():
+    values = Values(), Values("uint16", 0, 65535)
+    gan = dataclasses.replace(cpu_gan("float32"), values=values)
+    fn, state = make_sample(gan, make_mesh(2), False, False), fresh(gan)
+    for size in ((8, 12), (20, 16)):
+        source, target = (x[0, :, : size[0], : size[1]] for x in images())
+        ids = np.arange(4, dtype=np.uint32)
+        variables = state.gen.params, state.gen.stats, state.key
+        made = fn(*variables, source, target.astype(np.uint16) * 257, ids)
+        assert (made.source == source).all() and (made.target == target).all()
+        assert made.fake.shape == made.stored.shape == (4, *size, 3)
+        assert made.fake.dtype == np.uint8 and made.stored.dtype == np.uint16
+        assert np.abs(np.asarray(made.stored) / 257 - np.asarray(made.fake)).max() <= 0.502
+        assert (np.asarray(made.stored) % 257).any()
+
+
+def test_what_is_not_stored_is_not_given_as_if_it_were():
+    """Colours without their lightness are no photo."""
+    task = TASKS["colorize"](TaskOptions())
+    values = Values(), Values("uint16", 0, 65535)
+    gan = tiny_gan(CPU32, task=task, values=values, generator=generator(policy=CPU32, channels=2))
+    fn, state = make_sample(gan, make_mesh(1), False, False), jax.eval_shape(lambda: init(gan, 0))
+    shapes = [jax.ShapeDtypeStruct((1, 16, 16, 3), d) for d in ("uint8", "uint16")]
+    ids = jax.ShapeDtypeStruct((1,), np.uint32)
+    made = jax.eval_shape(fn, state.gen.params, state.gen.stats, state.key, *shapes, ids)
+    assert made.stored is None and made.fake.shape == (1, 16, 16, 3)
+
+
 def test_columns_and_names_keep_their_order():
     """Schedules write the columns by place, and logs read the losses by place."""
     assert HYPER == (
         *("gen_lr", "disc_lr", "disc", "gan", "gradient_penalty", "feature_matching"),
-        *("l1", "l2", "smooth_l1", "charbonnier", "ssim"),
+        *("l1", "l2", "smooth_l1", "charbonnier", "ssim", "cross_entropy"),
     )
     gan = tiny_gan(Policy(), reconstruction=tuple(RECONSTRUCTION.items()))
-    pixels = tuple(f"loss/gen_{name}" for name in ("l1", "l2", "smooth_l1", "charbonnier", "ssim"))
+    names = ("l1", "l2", "smooth_l1", "charbonnier", "ssim", "cross_entropy")
+    pixels = tuple(f"loss/gen_{name}" for name in names)
     assert gan.metric_names == ("loss/disc", "loss/gen_gan", *pixels)
     gan = dataclasses.replace(gan, adversarial=ADVERSARIAL["wgan-gp"], feature_matching=True)
     assert gan.metric_names == (

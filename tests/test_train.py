@@ -26,12 +26,16 @@ from running import (
 
 from p2p_jax import report
 from p2p_jax.build import TrainOptions
-from p2p_jax.train import Losses, NotFinite, plan
+from p2p_jax.data import DataError, Feed, Fit, Form, Frames, IndexFeed, Pair, order
+from p2p_jax.data.substitute import Substituting
+from p2p_jax.tally import Losses, NotFinite
+from p2p_jax.train import plan
+from p2p_jax.validate import resolved
 
 OPTIONS = TrainOptions(
-    batch_size=4, steps=STEPS, steps_per_dispatch=4, shuffle=True, cache="none", threads=1,
-    log_every=4, eval_every=7, sample_every=9, save_every=5, keep=2, best="l1", init_from="",
-    init_nets="both",
+    batch_size=4, steps=STEPS, steps_per_dispatch=4, shuffle=True, cache="none",
+    cache_share=0.5, substitutes=False, threads=1, log_every=4, eval_every=7, sample_every=9,
+    save_every=5, keep=2, best="l1", init_from="", init_nets="both",
 )  # fmt: skip
 LOSSES = ("loss/disc", "loss/gen_gan", "loss/gen_l1")
 
@@ -66,6 +70,84 @@ def test_dispatches_end_where_something_is_due_and_cover_each_step_once(seed):
         due = done == options.steps or any(done % values[name] == 0 for name in names[1:])
         assert due or count == options.steps_per_dispatch
     assert done == options.steps
+
+
+class Numbered:
+    """Pairs of one pixel, which is their index; some cannot be read."""
+
+    def __init__(self, count, bad=()):
+        self.names, self.fingerprint = [str(i) for i in range(count)], "numbered"
+        self.forms, self.sizes = (Form(1), Form(1)), np.ones((count, 2), np.int32)
+        self._bad = bad
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        if i in self._bad:
+            raise DataError([f"train[{i}]: truncated"])
+        return Pair(np.full((1, 1, 1), i, np.uint8), np.full((1, 1, 1), 255 - i, np.uint8))
+
+
+def _given(frames, hosts, entries, cache, threads=2):
+    """Examples by global position, as all hosts together are given them; and how many stand in."""
+    count, parts = 8 // hosts, []
+    replaced = 0
+    for host in range(hosts):
+        common = dict(
+            batch_size=8, local=slice(host * count, (host + 1) * count), seed=3, shuffle=True,
+            plan=iter(entries), steps_per_dispatch=4,
+        )  # fmt: skip
+        if cache == "device":
+            bad = frames.bad
+            feed = IndexFeed(len(frames), **common, put=lambda x: x[..., None], bad=bad)
+        else:
+            feed = Feed(frames, **common, threads=threads, cache=cache,
+                        put=lambda batch: batch.source[:, :, 0, 0])  # fmt: skip
+        with feed:
+            rows = [batch[:done, :, 0] for _, done, batch in feed]
+            replaced += feed.replaced
+        parts.append(np.concatenate(rows))
+    return np.concatenate(parts, 1).reshape(-1), replaced
+
+
+OF_EIGHT = dataclasses.replace(OPTIONS, batch_size=8, steps=15)  # 120 examples: 12 epochs of 10
+
+
+@pytest.mark.parametrize("cache", ["none", "host", "device"])
+@pytest.mark.parametrize("stop", [0, 1, 7, 13])
+def test_each_epoch_has_each_example_once_on_any_hosts_over_a_resume(cache, stop):
+    frames = Frames(Numbered(10), Fit("none", (1, 1), (1, 1)))
+    before = [entry for entry in plan(dataclasses.replace(OF_EIGHT, steps=stop), 0)]
+    wanted = order(3, 10, 0, 120, True)
+    for hosts in (1, 2, 4):
+        parts = [before, list(plan(OF_EIGHT, stop))]
+        seen = np.concatenate([_given(frames, hosts, p, cache)[0] for p in parts if p])
+        assert seen.tolist() == wanted.tolist()
+    epochs = wanted.reshape(12, 10)
+    assert (np.sort(epochs) == np.arange(10)).all()
+    assert len({row.tobytes() for row in epochs}) == 12
+
+
+@pytest.mark.parametrize("cache", ["none", "host", "device"])
+def test_substitutes_stand_where_the_order_has_what_they_stand_for(cache):
+    bad = (2, 5)
+    source = Substituting(Numbered(10, bad), lambda text: None)
+    frames = Frames(source, Fit("none", (1, 1), (1, 1)))
+    if cache == "device":  # it has read all before
+        stands_for = [int(frames[i].source.item()) for i in range(10)]
+    entries = list(plan(OF_EIGHT, 0))
+    wanted = order(3, 10, 0, 120, True)
+    for hosts in (1, 2, 4):
+        seen, replaced = _given(frames, hosts, entries, cache)
+        assert replaced == np.isin(wanted, bad).sum() == 24
+        if cache != "device":
+            stands_for = [int(frames[i].source.item()) for i in range(10)]
+            wanted_there = np.array(stands_for)[wanted]
+        else:
+            wanted_there = wanted
+        assert seen.tolist() == wanted_there.tolist()
+    assert not set(stands_for) & set(bad) and [i for i in range(10) if stands_for[i] != i] == [2, 5]
 
 
 def test_losses_are_means_since_the_last_line():
@@ -139,7 +221,7 @@ def test_the_checkpoints_that_are_kept():
 def test_the_record_of_the_run():
     workdir = finished()[0]
     config = json.loads((workdir / "config.json").read_text())
-    assert config == json.loads(json.dumps(get_config().to_dict()))
+    assert config == json.loads(json.dumps(resolved(get_config()).to_dict()))
     (entry,) = json.loads((workdir / "run.json").read_text())["starts"]
     assert entry["python"] == platform.python_version()
     assert entry["devices"] | {"kind": ""} == {
@@ -212,7 +294,8 @@ def test_real_facades(tmp_path):
         pytest.skip("the facades are not here")
     ran = start(
         f"--config={ROOT / 'configs' / 'facades.py'}", f"--workdir={tmp_path / 'run'}",
-        f"--config.data.path={folder}", f"--config.data.prepared_dir={tmp_path / 'prepared'}",
+        "--config.data.source=folder", "--config.data.name=", f"--config.data.path={folder}",
+        f"--config.data.prepared_dir={tmp_path / 'prepared'}",
         "--config.train.steps=2", "--config.train.batch_size=4", "--config.eval.examples=3",
         "--config.data.load_size=72", "--config.data.crop_size=64",
         "--config.model.generator.depth=5", "--config.model.generator.base_features=4",

@@ -1,8 +1,9 @@
-"""Prepares a folder of side-by-side images once, as ArrayRecord through TFDS, and reads it back.
+"""Prepares images once, as ArrayRecord in the layout of TFDS, and reads them back.
 
-The prepared set keeps the encoded bytes of each file as they are. It is named after its content,
-built in a temporary folder beside and renamed when complete, under a lock that dies with its
-process; so it is prepared once, noticed to be out of date, and never read half-finished.
+What is prepared comes from an `Origin`: files, or an archive. A prepared set is named after its
+content and what was done to it, written in one pass into a temporary folder beside, and renamed
+when complete, under a lock that dies with its process; so it is prepared once, noticed to be out of
+date, and never read half-finished. Images that cannot be read are recorded with the reason.
 """
 
 from __future__ import annotations
@@ -13,45 +14,109 @@ import fcntl
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import numpy as np
+from p2p_jax.data.decoding import Facts, examine
+from p2p_jax.data.files import AnyPath, read
+from p2p_jax.data.pairs import DataError, Log
 
-from p2p_jax.data.decoding import decode, inspect
-from p2p_jax.data.pairs import DataError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-LAYOUT = 1  # of a prepared set; part of its folder's name
-# TFDS sorts a split in memory up to 1000 MB and needs TensorFlow beyond, so larger sets are written
-# as several TFDS splits and read back as their sum.
-_PART_BYTES = 256 << 20
+LAYOUT = 2  # of a prepared set; part of its folder's name
+_INDEX = "index.json"
+_UNFINISHED = "unfinished-pairs-"  # no name of a user's: such folders are removed
+_SHARD = 2048  # examples of one file of a prepared set
 _SETTLED_NS = 2_000_000_000  # a file changed more recently may change again within one clock tick
 _LOG_SECONDS = 2.0
-_THREADS = min(os.cpu_count() or 1, 16)
+_AT_ONCE = 256, 1 << 24  # examples, and bytes of them, that are written together
+_WORKERS = min(os.cpu_count() or 1, 16)
 
-Log = Callable[[str], None]
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def images_in(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the images in `folder`, and of the other visible files."""
-    images, others = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.is_dir():
-                continue
-            known = entry.name.lower().endswith(SUFFIXES)
-            (images if known else others).append(entry.name)
-    return sorted(images), sorted(others)
+class Blob(NamedTuple):
+    """One example on its way in: where it comes from, or its bytes.
+
+    Attributes:
+      split: of the example.
+      name: unique in its split; a relative path without suffix.
+      files: to read; their names for messages, where `data` is there already.
+      data: the content of each file, or empty.
+    """
+
+    split: str
+    name: str
+    files: tuple[AnyPath, ...]
+    data: tuple[bytes, ...] = ()
+
+
+class Origin(Protocol):
+    """What is to be prepared."""
+
+    @property
+    def what(self) -> str:
+        """What to call it in messages."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """Its place, by which its content is remembered."""
+        ...
+
+    def stamp(self) -> tuple[str, int]:
+        """What tells that anything changed, and the time of the latest change in ns."""
+        ...
+
+    def content(self) -> str:
+        """Digest of all names and bytes."""
+        ...
+
+    def blobs(self) -> Iterator[Blob]:
+        """All examples; may raise DataError where the origin as a whole is unfit."""
+        ...
+
+
+class Recipe(NamedTuple):
+    """What is done to the files of an example before they are stored.
+
+    Attributes:
+      key: tells recipes apart, versions and options included; '' for none.
+      apply: from the content of the files to what is stored. Raises ValueError where it cannot be
+        done. To be pickled where `processes`.
+      processes: whether it is worth several processes, rather than threads.
+    """
+
+    key: str = ""
+    apply: Callable[[tuple[bytes, ...]], tuple[bytes, ...]] | None = None
+    processes: bool = False
+
+
+class Row(NamedTuple):
+    """What is known of one stored example.
+
+    Attributes:
+      name: see `Blob`.
+      files: names of its files, for messages.
+      digests: of their content.
+      facts: of each stored image; empty where there is a problem.
+      problem: why it cannot be used, or ''.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    digests: tuple[str, ...]
+    facts: tuple[Facts, ...]
+    problem: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,49 +125,66 @@ class Prepared:
 
     Attributes:
       folder: where it lies.
-      stems: names of the images without suffix, sorted by file name; the order of the records.
-      size: (height, width) of every image, both halves together.
-      content: digest of the names and bytes of all files.
-      records: the encoded images, by row.
+      content: digest of all that it was made of, and of how.
+      rows: by split, what is known of each example, in the order of the records.
+      records: by split, the stored images by row, keys `image` and `second`.
+      others: names of files of the origin that were not used.
     """
 
     folder: Path
-    stems: tuple[str, ...]
-    size: tuple[int, int]
     content: str
-    records: Sequence[Any]
+    rows: dict[str, tuple[Row, ...]]
+    records: dict[str, Sequence[Any]]
+    others: tuple[str, ...] = ()
 
-    def image(self, row: int) -> np.ndarray:
-        """Image `row`, [h, w, 3] uint8."""
+    def blobs(self, split: str, row: int) -> tuple[bytes, bytes]:
+        """The stored images of an example; the second may be empty.
+
+        Raises:
+          OSError: the prepared copy is damaged.
+        """
         try:
-            data = self.records[row]["image"]
+            record = self.records[split][row]
+            stored = os.fsdecode(record["name"])
+            if stored != self.rows[split][row].name:
+                raise ValueError(f"record {row} is of '{stored}'")
         except Exception as error:  # ArrayRecord raises many kinds
             hint = f"the prepared copy {self.folder} is damaged: remove it and run again"
             raise OSError(f"{hint} ({error})") from error
-        return decode(data)
+        return record["image"], record["second"]
 
 
-def prepare(folder: Path, split: str, cache: Path, log: Log) -> Prepared:
-    """Opens the prepared set of the images in `folder`, preparing it if there is none.
+def prepare(origin: Origin, recipe: Recipe, cache: Path, log: Log) -> Prepared:
+    """Opens the prepared set of `origin`, preparing it if there is none.
 
     Args:
-      folder: holds the images; only read.
-      split: what to call them in messages.
+      origin: what to prepare; only read.
+      recipe: what to do to it.
       cache: holds prepared sets.
       log: takes progress, a line at a time.
 
     Raises:
-      DataError: naming every file that cannot be used, and why.
+      DataError: the origin as a whole is unfit, or the cache.
     """
+    with usable(cache):
+        files, before = content_of(origin, cache, log)
+        content = sha(f"{files} {recipe.key}".encode())
+        target = cache / f"pairs-v{LAYOUT}-{content[:32]}"
+        prepared = opened(target)
+        if prepared is None:
+            with locked(cache, log):
+                prepared = opened(target)  # by another process meanwhile
+                if prepared is None:
+                    _build(origin, before, recipe, content, target, log)
+        return prepared or open_prepared(target)
+
+
+@contextlib.contextmanager
+def usable(cache: Path) -> Iterator[None]:
+    """Makes the folder of prepared sets; what goes wrong with it becomes a DataError."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        content = _content(folder, cache)
-        target = cache / f"pairs-v{LAYOUT}-{content[:32]}"
-        if _index(target) is None:
-            with _locked(cache, log):
-                if _index(target) is None:  # not prepared by another process meanwhile
-                    _build(folder, split, content, target, log)
-        return _open(target)
+        yield
     except OSError as error:
         raise DataError(
             [f"data.prepared_dir: '{cache}' cannot be used ({error}); it must be writable and have "
@@ -110,72 +192,66 @@ def prepare(folder: Path, split: str, cache: Path, log: Log) -> Prepared:
         ) from error  # fmt: skip
 
 
+def prepared_dir(chosen: str) -> Path:
+    """The folder that prepared data is kept in."""
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "p2p_jax"
+
+
 # --- content -------------------------------------------------------------------------------------
 
 
-def _content(folder: Path, cache: Path) -> str:
-    """Digest of all names and bytes, remembered as long as no file's stat changes."""
-    memo = cache / "memo" / f"{_sha(os.fsencode(folder.resolve()))[:32]}.json"
-    before, newest = _manifest(folder)
-    with contextlib.suppress(OSError, ValueError):
+def content_of(origin: Origin, cache: Path, log: Log) -> tuple[str, str]:
+    """Digest of all names and bytes, remembered as long as nothing's stamp changes; and that."""
+    memo = cache / "memo" / f"{sha(os.fsencode(origin.where))[:32]}.json"
+    before, newest = origin.stamp()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(memo.read_text())
-        if known["manifest"] == before:
-            return known["content"]
-    names = images_in(folder)[0]
-    content = _combine(names, ordered_map(lambda name: _file_digest(folder / name), names))
-    if _manifest(folder)[0] != before:
-        raise DataError([f"data.path: '{folder}' changed while it was read; run again"])
+        if known["stamp"] == before:
+            return str(known["content"]), before
+    log(f"looking at {origin.what}")
+    content = origin.content()
+    if origin.stamp()[0] != before:
+        raise DataError([f"data.path: {origin.what} changed while it was read; run again"])
     if time.time_ns() - newest > _SETTLED_NS:
-        memo.parent.mkdir(exist_ok=True)
-        partial = memo.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({"manifest": before, "content": content}))
-        partial.replace(memo)
-    return content
+        with contextlib.suppress(OSError):  # what others prepared may be read without it
+            memo.parent.mkdir(exist_ok=True)
+            _put(memo, json.dumps({"stamp": before, "content": content}))
+    return content, before
 
 
-def _manifest(folder: Path) -> tuple[str, int]:
-    """Digest of what stat says of each image, and the time of the latest change in ns."""
-    lines: list[tuple] = []
-    newest = 0
-    for name in images_in(folder)[0]:
-        try:
-            s = os.stat(folder / name)
-        except OSError as error:  # told by _check, together with all else
-            lines.append((name, str(error)))
-            continue
-        lines.append((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino))
-        newest = max(newest, s.st_ctime_ns)
-    return _sha(repr(lines).encode("utf-8", "surrogateescape")), newest
+def _put(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
 
 
-def _file_digest(path: Path) -> str:
-    try:
-        return _sha(path.read_bytes())
-    except OSError:  # told by _check
-        return "unreadable"
-
-
-def _combine(names: Sequence[str], digests: Iterable[str]) -> str:
-    pairs = zip(names, digests, strict=True)
-    return _sha(b"".join(os.fsencode(n) + b"\0" + d.encode() + b"\n" for n, d in pairs))
-
-
-def _sha(data: bytes) -> str:
+def sha(data: bytes) -> str:
+    """Hex digest."""
     return hashlib.sha256(data).hexdigest()
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int = 0) -> Iterator[R]:
-    """`map` over threads; in order, and only a few items ahead of the consumer."""
-    threads = threads or _THREADS
-    pool = ThreadPoolExecutor(threads)
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], processes: bool = False
+) -> Iterator[R]:
+    """`map` over threads or processes; in order, and only a few items ahead of the consumer."""
+    pool: Executor
+    if processes:  # not forked: threads of others may hold locks
+        pool = ProcessPoolExecutor(_WORKERS, multiprocessing.get_context("spawn"))
+    else:
+        pool = ThreadPoolExecutor(_WORKERS)
     begun: deque = deque()
     try:
         for item in items:
             begun.append(pool.submit(function, item))
-            if len(begun) > 4 * threads:
+            if len(begun) > 4 * _WORKERS:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(["data: a process that prepares images was killed; run again"]) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -184,8 +260,9 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], threads: int = 0
 
 
 @contextlib.contextmanager
-def _locked(cache: Path, log: Log) -> Iterator[None]:
-    with open(cache / "prepare.lock", "w") as handle:
+def locked(cache: Path, log: Log) -> Iterator[None]:
+    """Keeps other processes from preparing in the same folder."""
+    with open(cache / "prepare.lock", "a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -194,189 +271,210 @@ def _locked(cache: Path, log: Log) -> Iterator[None]:
         yield
 
 
-def _build(folder: Path, split: str, content: str, target: Path, log: Log) -> None:
-    """Checks all images, writes them below a temporary folder, renames it to `target`."""
-    for junk in [*target.parent.glob("tmp-*"), target]:  # of a killed process; we hold the lock
+def _build(
+    origin: Origin, before: str, recipe: Recipe, content: str, target: Path, log: Log
+) -> None:
+    """Writes all examples below a temporary folder and renames it to `target`.
+
+    `before` is the stamp that the origin had when its content was digested.
+    """
+    for junk in [
+        *target.parent.glob(f"{_UNFINISHED}*"),
+        target,
+    ]:  # of a killed process; we hold the lock
         shutil.rmtree(junk, ignore_errors=True)
-    names = images_in(folder)[0]
     begin = time.monotonic()
-    log(f"preparing {len(names)} images of '{split}' in {target}")
-    size, digests = _check(folder, split, names, log)
-    if _combine(names, digests) != content:
-        raise DataError([f"data.path: '{folder}' changed while it was prepared; run again"])
-    temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=target.parent))
+    log(f"preparing {origin.what} in {target}")
+    temporary = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent))
     try:
-        written, parts = _write(folder, names, digests, temporary, log)
-        index = {"layout": LAYOUT, "content": content, "count": len(names), "size": size,
-                 "splits": {"all": names}, "parts": parts}  # fmt: skip
-        (written / "index.json").write_text(json.dumps(index))
-        for path in [*written.iterdir(), written]:  # a rename may reach the disk before the data
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-        written.rename(target)
+        folder = temporary / "set"
+        folder.mkdir()
+        splits = write(origin.blobs(), recipe, _info(folder), log)
+        if origin.stamp()[0] != before:
+            raise DataError([f"data.path: {origin.what} changed while it was prepared; run again"])
+        write_index(folder, content, splits)
+        folder.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log(f"prepared {len(names)} images of '{split}' in {time.monotonic() - begin:.1f} s")
+    count = sum(map(len, splits.values()))
+    log(f"prepared {count} examples of {origin.what} in {time.monotonic() - begin:.1f} s")
 
 
-def _check(
-    folder: Path, split: str, names: Sequence[str], log: Log
-) -> tuple[tuple[int, int], list[str]]:
-    """Decodes every image; gives the size of all and the digest of each.
+def _sync(folder: Path) -> None:
+    """Forces a folder to disk: a rename may reach it before the data."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
 
-    Raises:
-      DataError: with all problems.
+
+def _made(recipe: Recipe, blob: Blob) -> tuple[Row, tuple[bytes, ...]]:
+    """What is to be stored of one example, and what is known of it; in a thread or a process."""
+    names = tuple(str(file) for file in blob.files)
+    data = blob.data
+    try:
+        data = data or tuple(map(read, blob.files))
+        digests = tuple(map(sha, data))
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror or error})"
+        return Row(blob.name, names, (), (), reason), ()
+    try:
+        stored = recipe.apply(data) if recipe.apply else data
+        return Row(blob.name, names, digests, tuple(map(examine, stored))), stored
+    except ValueError as error:
+        return Row(blob.name, names, digests, (), str(error)), ()
+
+
+def write(blobs: Iterator[Blob], recipe: Recipe, info: Any, log: Log) -> dict[str, tuple[Row, ...]]:
+    """Writes a TFDS data set in one pass; gives what is known of each example, by split.
+
+    Args:
+      blobs: the examples.
+      recipe: what to do to each.
+      info: the set's `tfds.core.DatasetInfo`, with `features` and the folder to write to.
+      log: takes progress.
     """
+    from tensorflow_datasets.core.sequential_writer import SequentialWriter
 
-    def look(name: str) -> tuple[str, tuple[int, int] | None, str]:
-        try:
-            data = (folder / name).read_bytes()
-        except OSError as error:
-            return "unreadable", None, f"cannot be read ({error.strerror})"
-        try:
-            return _sha(data), inspect(data), ""
-        except ValueError as error:
-            return _sha(data), None, str(error)
+    batch = _Batch(SequentialWriter(info, _SHARD, file_format="array_record"))
+    splits: dict[str, list[Row]] = {}
+    told, total = time.monotonic(), 0
+    # A blob's split is needed after it has come back; it is not sent along.
+    sent: deque[str] = deque()
 
-    problems, digests, sizes, first = _clashes(folder, split, names), [], Counter(), {}
-    looked = ordered_map(look, names)
-    for i, (digest, size, problem) in enumerate(_telling(looked, len(names), "checked", log)):
-        digests.append(digest)
-        if size is None:
-            problems.append(f"{split}[{i}] {folder / names[i]}: {problem}")
-        else:
-            sizes[size] += 1
-            first.setdefault(size, f"{split}[{i}] {names[i]}")
-    if len(sizes) > 1:
-        listed = ", ".join(f"{n} of {s[1]}x{s[0]} (first {first[s]})" for s, n in sizes.items())
-        problems.append(f"data.path: '{folder}' mixes image sizes: {listed}; make them equal")
-    if problems:
-        raise DataError(problems)
-    return next(iter(sizes)), digests
+    def sending() -> Iterator[Blob]:
+        for blob in blobs:
+            sent.append(blob.split)
+            yield blob
 
-
-def _clashes(folder: Path, split: str, names: Sequence[str]) -> list[str]:
-    """Files whose outputs would overwrite each other."""
-    by_stem: dict[str, list[str]] = {}
-    for name in names:
-        by_stem.setdefault(Path(name).stem, []).append(name)
-    return [
-        f"{split}: {' and '.join(same)} in {folder} differ in suffix only, so their outputs would "
-        "overwrite each other; rename or remove one"
-        for same in by_stem.values()
-        if len(same) > 1
-    ]
-
-
-def _telling(items: Iterable[T], total: int, what: str, log: Log) -> Iterator[T]:
-    """Passes items on and logs every couple of seconds how many there were."""
-    told = time.monotonic()
-    for i, item in enumerate(items):
+    for row, stored in ordered_map(functools.partial(_made, recipe), sending(), recipe.processes):
+        split = sent.popleft()
+        batch.add(split, row.name, stored, new=split not in splits)
+        splits.setdefault(split, []).append(row)
+        total += 1
         if time.monotonic() - told > _LOG_SECONDS:
-            log(f"{what} {i} of {total}")
+            log(f"prepared {total} examples")
             told = time.monotonic()
-        yield item
+    batch.close()
+    return {split: tuple(rows) for split, rows in splits.items()}
 
 
-def _write(
-    folder: Path, names: Sequence[str], digests: Sequence[str], temporary: Path, log: Log
-) -> tuple[Path, list[str]]:
-    """Writes the files as a TFDS data set; gives its folder and the names of its parts."""
+class _Batch:
+    """Examples on their way to a writer, which writes its description anew at each call."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer, self._count, self._bytes = writer, 0, 0
+        self._waiting: dict[str, list[dict[str, bytes]]] = {}
+
+    def add(self, split: str, name: str, stored: tuple[bytes, ...], new: bool) -> None:
+        if new:
+            self._writer.initialize_splits([_stored_name(split)])
+        first, second = (*stored, b"", b"")[:2]
+        example = {"image": first, "second": second, "name": os.fsencode(name)}
+        self._waiting.setdefault(_stored_name(split), []).append(example)
+        self._count, self._bytes = self._count + 1, self._bytes + len(first) + len(second)
+        if self._count >= _AT_ONCE[0] or self._bytes >= _AT_ONCE[1]:
+            self._write(self._writer.add_examples, self._waiting)
+            self._waiting, self._count, self._bytes = {}, 0, 0
+
+    def close(self) -> None:
+        self._write(self._writer.add_examples, self._waiting)
+        self._write(self._writer.close_all)
+
+    def _write(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except RuntimeError as error:  # what ArrayRecord raises where the disk is full
+            raise OSError(str(error)) from error
+
+
+def _stored_name(split: str) -> str:
+    """What a split is called on disk: its name where TFDS takes it."""
+    plain = re.fullmatch("[A-Za-z][A-Za-z0-9_]*", split)
+    return split if plain and split != "all" else f"split_{sha(os.fsencode(split))[:16]}"
+
+
+def _info(folder: Path) -> Any:
+    """What TFDS is to know of a set: encoded images as they are, and names."""
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-    parts: dict[str, list[int]] = {}
-    room = 0
-    for i, name in enumerate(names):
-        room -= os.stat(folder / name).st_size
-        if room < 0:
-            room = _PART_BYTES
-            parts[f"part{len(parts):05d}"] = []
-        parts[f"part{len(parts) - 1:05d}"].append(i)
-
-    def read(i: int) -> dict[str, bytes]:
-        data = (folder / names[i]).read_bytes()
-        if _sha(data) != digests[i]:
-            raise DataError([f"data.path: '{folder / names[i]}' changed while it was prepared"])
-        return {"image": data, "name": os.fsencode(names[i])}
-
-    every = iter(_telling(ordered_map(read, range(len(names))), len(names), "wrote", log))
-    examples = {part: ((i, next(every)) for i in rows) for part, rows in parts.items()}
-    tfds.disable_progress_bar()  # progress goes through `log`
-    builder = _builder_class()(examples, data_dir=temporary, file_format="array_record")
-    builder.download_and_prepare(
-        download_dir=temporary / "downloads",
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+    identity = DatasetIdentity(
+        name="pairs",
+        version=tfds.core.Version(f"{LAYOUT}.0.0"),
+        data_dir=os.fspath(folder),
+        module_name=__name__,
     )
-    return Path(builder.data_dir), list(parts)
+    return tfds.core.DatasetInfo(builder=identity, features=features(), disable_shuffling=True)
 
 
-@functools.cache
-def _builder_class() -> type:
-    """The TFDS builder; a function, because TFDS takes half a second to import."""
+def features() -> Any:
+    """What an example holds: encoded images as they are (the second may be empty), and a name."""
     import tensorflow_datasets as tfds
 
-    class SideBySide(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Encoded images and their names, in the order of their integer keys."""
+    text = tfds.features.Text
+    return tfds.features.FeaturesDict({"image": text(), "second": text(), "name": text()})
 
-        VERSION = tfds.core.Version(f"{LAYOUT}.0.0")
-        # Nothing lies beside the class (checksums, citations); looking for it would need
-        # importlib_resources, which TFDS imports but does not require.
-        code_path = None
 
-        def __init__(self, examples: dict[str, Iterable], **kwargs: Any) -> None:
-            self._examples = examples
-            super().__init__(**kwargs)
+def write_index(
+    folder: Path, content: str, splits: dict[str, tuple[Row, ...]], others: Sequence[str] = ()
+) -> None:
+    """Writes what is known of the examples beside the records; with it the set is complete."""
+    files = {path.name: _mark(path) for path in folder.iterdir() if path.name != _INDEX}
+    index = {
+        "layout": LAYOUT, "content": content, "files": files, "others": others, "splits": splits,
+    }  # fmt: skip
+    text = json.dumps(index)
+    _sync(folder)
+    _put(folder / _INDEX, f"{sha(text.encode())}\n{text}")
+    _sync(folder)
 
-        def _info(self):
-            features = {"image": tfds.features.Image(), "name": tfds.features.Text()}
-            info = tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict(features),
-                disable_shuffling=True,
-            )
-            # It would leave an empty folder in the system's temporary one each time.
-            info.initialize_from_bucket = lambda: None
-            return info
 
-        def _split_generators(self, dl_manager):
-            return dict(self._examples)
-
-        def _generate_examples(self):
-            raise NotImplementedError  # abstract in the base; the splits bring their examples
-
-        def _log_download_bytes(self) -> None:
-            """Prints nothing: `log` has told."""
-
-        def _log_download_done(self) -> None:
-            """Prints nothing: `log` will tell."""
-
-    return SideBySide
+def _mark(path: Path) -> list:
+    """By what a file of a set is known: records, which hold sums of their own, by their size."""
+    size = path.stat().st_size
+    return [size, "" if ".array_record" in path.name else sha(path.read_bytes())]
 
 
 # --- reading -------------------------------------------------------------------------------------
 
 
-def _index(target: Path) -> dict[str, Any] | None:
-    """The index of a complete prepared set of this layout, or None."""
+def opened(target: Path) -> Prepared | None:
+    """A prepared set; None where there is none, or it is incomplete or damaged."""
+    with contextlib.suppress(OSError):
+        return open_prepared(target)
+
+
+def open_prepared(target: Path) -> Prepared:
+    """Opens a complete prepared set of this layout.
+
+    Raises:
+      OSError: it is none.
+    """
     try:
-        index = json.loads((target / "index.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return index if index.get("layout") == LAYOUT else None
+        return _open(target)
+    except Exception as error:  # whatever json and TFDS raise for damaged files
+        raise OSError(f"{target} is not a complete prepared set ({error})") from error
 
 
 def _open(target: Path) -> Prepared:
     import tensorflow_datasets as tfds
 
-    index = _index(target)
-    if index is None:
-        raise OSError(f"{target} vanished while it was opened")
+    total, _, text = (target / _INDEX).read_bytes().partition(b"\n")
+    if sha(text).encode() != total:
+        raise ValueError(f"{_INDEX} is damaged")
+    index = json.loads(text)
+    if index["layout"] != LAYOUT:
+        raise ValueError(f"layout {index['layout']}")
+    for name, mark in index["files"].items():
+        if _mark(target / name) != mark:
+            raise ValueError(f"{name} is damaged")
+    rows = {split: tuple(map(_row, rows)) for split, rows in index["splits"].items()}
     builder: Any = tfds.builder_from_directory(target)  # its decorators hide the signature
-    records = builder.as_data_source(
-        "+".join(index["parts"]), decoders={"image": tfds.decode.SkipDecoding()}
-    )
-    if len(records) != index["count"]:
-        raise OSError(f"{target} holds {len(records)} images instead of {index['count']}")
-    stems = tuple(Path(name).stem for name in index["splits"]["all"])
-    return Prepared(target, stems, tuple(index["size"]), index["content"], records)
+    records = {split: builder.as_data_source(_stored_name(split)) for split in rows}
+    return Prepared(target, index["content"], rows, records, tuple(index["others"]))
+
+
+def _row(stored: list[Any]) -> Row:
+    name, files, digests, facts, problem = stored
+    return Row(name, tuple(files), tuple(digests), tuple(Facts(*f) for f in facts), problem)

@@ -10,20 +10,47 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 _SHOWN = 20  # problems listed before "and N more"
+DTYPES = ("uint8", "uint16", "float32")  # that images are stored in
+Log = Callable[[str], None]
 
 
 class Pair(NamedTuple):
-    """One example: `source` and `target`, each [h, w, c] uint8 in [0, 255]."""
+    """One example: `source` and `target`, each `[h, w, c]` uint8, uint16 or float32, of one size.
+
+    Either may have 0 channels: the task makes it out of the other one.
+    """
 
     source: np.ndarray
     target: np.ndarray
 
 
 class Batch(NamedTuple):
-    """Pairs stacked along leading axes, for example [b, h, w, c] uint8."""
+    """Frames of pairs, stacked along leading axes.
+
+    Attributes:
+      source: for example `[b, h, w, c]`, in its stored type.
+      target: likewise.
+      sizes: int32 `[b, 2]`, the (height, width) that each pair fills of its frame, from the top
+        left; None where all fill it.
+    """
 
     source: np.ndarray
     target: np.ndarray
+    sizes: np.ndarray | None = None
+
+
+class Form(NamedTuple):
+    """What the images of one side of a set have in common.
+
+    Attributes:
+      channels: 0 where the task makes them out of the other side.
+      dtype: one of `DTYPES`.
+      suffix: of files that hold such images without loss: '.png', '.tiff' or '.npy'.
+    """
+
+    channels: int
+    dtype: str = "uint8"
+    suffix: str = ".png"
 
 
 class DataError(Exception):
@@ -31,7 +58,8 @@ class DataError(Exception):
 
     def __init__(self, problems: Sequence[str]) -> None:
         """Keeps the sentences in `problems`; `str()` joins them by newlines."""
-        self.problems = list(problems)
+        # What is no text in a file's name could not be printed.
+        self.problems = [p.encode("utf-8", "backslashreplace").decode() for p in problems]
         super().__init__(self.problems)
 
     def __str__(self) -> str:
@@ -40,34 +68,54 @@ class DataError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """What a source needs to know.
+    """What a source needs to know; the keys of the same names in `config.base` say more.
 
     Attributes:
       source: key of `SOURCES`.
-      path: the user's folder; only read.
+      path: the user's folder or file; only read.
+      name: of a TFDS data set.
+      features: of it: the image of both halves, or those of A and B.
+      url: where official sets are downloaded from instead.
       direction: 'AtoB' (A is the source) or 'BtoA'.
-      train_split: folder of the training pairs, below `path`.
-      eval_split: folder of the evaluation pairs; where it is missing a part is held out.
-      load_size: (height, width) an image is resized to before cropping.
+      train_split: of the training pairs.
+      eval_split: of the evaluation pairs; where it is missing a part is held out.
       crop_size: (height, width) the networks see; synthetic pairs are drawn at this size.
       split_seed: decides which pairs are held out.
       prepared_dir: where prepared data is kept; '' is p2p_jax under the user's cache directory.
       max_examples: training pairs used at most; 0 is all.
       eval_examples: evaluation pairs used at most; 0 is all.
+      on_error: 'fail', or 'substitute' for another pair of the set where one cannot be read.
+      alpha: what becomes of transparency: refuse, drop, white, black or keep.
+      ranges: (low, high) of the values of source and target; (0, 0) is all that the type holds.
+      canny: both thresholds of the edges.
+      labels: which side holds class labels: '', 'source', 'target' or 'both'.
+      palette: colours of the classes, (red, green, blue) each; empty: values are the classes.
+      classes: how many there are.
+      label_tolerance: the largest distance in a channel at which a colour counts as a label's.
       hold_out: whether pairs may be held out; otherwise `eval_split` must exist.
     """
 
     source: str
-    path: str
-    direction: str
-    train_split: str
-    eval_split: str
-    load_size: tuple[int, int]
-    crop_size: tuple[int, int]
-    split_seed: int
-    prepared_dir: str
-    max_examples: int
-    eval_examples: int
+    path: str = ""
+    name: str = ""
+    features: tuple[str, ...] = ("image",)
+    url: str = ""
+    direction: str = "AtoB"
+    train_split: str = "train"
+    eval_split: str = "val"
+    crop_size: tuple[int, int] = (256, 256)
+    split_seed: int = 0
+    prepared_dir: str = ""
+    max_examples: int = 0
+    eval_examples: int = 0
+    on_error: str = "fail"
+    alpha: str = "refuse"
+    ranges: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
+    canny: tuple[int, int] = (100, 200)
+    labels: str = ""
+    palette: tuple[tuple[int, int, int], ...] = ()
+    classes: int = 0
+    label_tolerance: int = 0
     hold_out: bool = True
 
 
@@ -76,7 +124,7 @@ class PairSource(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """A name for each pair: unique, and fit to be a file name without extension."""
+        """A name for each pair: unique, and fit to be a relative path without suffix."""
         ...
 
     @property
@@ -85,8 +133,13 @@ class PairSource(Protocol):
         ...
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of each of the two images as stored."""
+    def forms(self) -> tuple[Form, Form]:
+        """What all sources, and all targets, have in common."""
+        ...
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(height, width) of each pair as stored, int32 `[n, 2]`."""
         ...
 
     def __len__(self) -> int:
@@ -94,7 +147,11 @@ class PairSource(Protocol):
         ...
 
     def __getitem__(self, i: int) -> Pair:
-        """Pair `i`, for i in [0, len)."""
+        """Pair `i`, for i in [0, len).
+
+        Raises:
+          DataError: it cannot be read, by its index and name.
+        """
         ...
 
 
@@ -107,10 +164,19 @@ class Splits(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A kind of data: `check(options)` lists problems, `open(options, log)` gives the splits."""
+    """A kind of data.
+
+    Attributes:
+      check: lists problems of the options, without reading an image.
+      open: prepares if need be and gives the splits; told what takes time.
+      task: of `TASKS`, what such pairs are for.
+      trains: False where there are no targets to learn from.
+    """
 
     check: Callable[[DataOptions], list[str]]
-    open: Callable[[DataOptions, Callable[[str], None]], Splits]
+    open: Callable[[DataOptions, Log], Splits]
+    task: str = "translate"
+    trains: bool = True
 
 
 def oriented(a: np.ndarray, b: np.ndarray, direction: str) -> Pair:
@@ -120,10 +186,15 @@ def oriented(a: np.ndarray, b: np.ndarray, direction: str) -> Pair:
 
 def raise_if(problems: list[str]) -> None:
     """Raises a DataError where there are problems; of very many, the first."""
-    if len(problems) > _SHOWN:
-        problems = [*problems[:_SHOWN], f"and {len(problems) - _SHOWN} more"]
     if problems:
-        raise DataError(problems)
+        raise DataError(shown(problems))
+
+
+def shown(problems: list[str]) -> list[str]:
+    """The problems; of very many, the first, and how many more there are."""
+    if len(problems) <= _SHOWN:
+        return problems
+    return [*problems[:_SHOWN], f"and {len(problems) - _SHOWN} more"]
 
 
 def digest(*parts: object) -> str:

@@ -1,95 +1,70 @@
-"""From pairs to batches: the order of examples, and a feed that stays ahead of the device.
-
-Which example stands where is a pure function of (seed, step, position in the global batch), so
-neither threads, hosts nor a restart change it, and there is no iterator state to save.
-"""
+"""From frames to batches: a feed that stays ahead of the device, and batches for evaluation."""
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2p_jax.data.pairs import Batch, Pair, PairSource
+from p2p_jax.data.frames import EvalFrames, Frames
+from p2p_jax.data.order import count_in, order
+from p2p_jax.data.pairs import Batch, Pair
 
 _TASKS_PER_THREAD = 4  # small enough to even out, large enough to cost nothing
 
 
-def order(seed: int, size: int, start: int, count: int, shuffle: bool) -> np.ndarray:
-    """Example indices at global positions start .. start + count - 1, int64 [count].
-
-    Position p lies in epoch p // size; each epoch is a permutation of range(size) of its own, or
-    range(size) itself without `shuffle`.
-
-    Raises:
-      ValueError: if `size` is not positive or `start` or `count` is negative.
-    """
-    if size < 1 or start < 0 or count < 0:
-        raise ValueError(f"order: size {size} must be > 0, start {start} and count {count} >= 0")
-    positions = np.arange(start, start + count, dtype=np.int64)
-    if not shuffle:
-        return positions % size
-    epochs = positions // size
-    indices = np.empty(count, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        indices[here] = _permutation(seed, size, int(epoch))[positions[here] % size]
-    return indices
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, size: int, epoch: int) -> np.ndarray:
-    # Raw output of a bit generator is the same in every numpy version; that of
-    # Generator.permutation is not.
-    key = np.array([seed % 2**64, epoch], np.uint64)
-    permutation = np.argsort(np.random.Philox(key=key).random_raw(size), kind="stable")
-    permutation.flags.writeable = False
-    return permutation
-
-
 class HostCache:
-    """A source that keeps each decoded pair in memory from its first use on.
+    """Frames that keep each one in memory, decoded, from its first use on.
 
-    Safe to share between threads and feeds: two that meet at a new pair decode the same values.
+    Safe to share between threads and feeds: two that meet at a new frame decode the same values.
     """
 
-    def __init__(self, source: PairSource) -> None:
-        """Wraps `source`; nothing is read yet."""
-        self.names, self.fingerprint, self.size = source.names, source.fingerprint, source.size
-        self._source = source
-        self._pairs: list[Pair | None] = [None] * len(source)
+    def __init__(self, frames: Frames) -> None:
+        """Wraps `frames`; nothing is read yet."""
+        self.names, self.fingerprint, self.forms = frames.names, frames.fingerprint, frames.forms
+        self.shape, self.sizes, self.load_size = frames.shape, frames.sizes, frames.load_size
+        self._frames = frames
+        self._kept: list[Batch | None] = [None] * len(frames)
+
+    @property
+    def bad(self) -> Set[int]:
+        """See `Frames.bad`."""
+        return self._frames.bad
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._kept)
 
-    def __getitem__(self, i: int) -> Pair:
-        pair = self._pairs[i]
-        if pair is None:
-            pair = self._pairs[i] = Pair(*map(np.ascontiguousarray, self._source[i]))
-        return pair
+    def __getitem__(self, i: int) -> Batch:
+        frame = self._kept[i]
+        if frame is None:
+            source, target, size = self._frames[i]
+            whole = np.ascontiguousarray(source), np.ascontiguousarray(target)
+            frame = self._kept[i] = Batch(*whole, size)
+        return frame
 
 
 class Feed:
     """Batches for the training step, built ahead in the background.
 
-    Iterating gives `(first_step, count, put(batch))` for each entry of the plan; the arrays of
-    `batch` are [steps_per_dispatch, local_batch, h, w, c] uint8, fresh each time, zero from
-    `count` on. An exception raised in the background (by the source, the plan or `put`) is raised
-    here. Close it, or use it as a context manager: no thread is left then.
+    Iterating gives `(first_step, count, put(batch))` for each entry of the plan; the images of
+    `batch` are [steps_per_dispatch, local_batch, h, w, c] in their stored types, its sizes
+    [steps_per_dispatch, local_batch, 2] or None; fresh each time, zero from `count` on. An
+    exception raised in the background (by the source, the plan or `put`) is raised here. Close it,
+    or use it as a context manager: no thread is left then.
 
     Attributes:
       waited: seconds that the consumer has been blocked so far.
+      replaced: how many of the examples given so far stand in for one that cannot be read.
     """
 
     def __init__(
         self,
-        source: PairSource,
+        frames: Frames | HostCache,
         *,
         batch_size: int,
         local: slice,
@@ -105,13 +80,13 @@ class Feed:
         """Starts building at once.
 
         Args:
-          source: the examples.
+          frames: the examples.
           batch_size: images of a step, over all processes.
           local: which of these, [0, batch_size), are this process's.
           seed: of the order.
           shuffle: whether to permute each epoch.
           threads: that decode.
-          cache: 'none', or 'host' to keep decoded pairs in memory.
+          cache: 'none', or 'host' to keep decoded frames in memory.
           plan: (first_step, count) for each dispatch, count <= steps_per_dispatch; steps are
             counted from 0; may be endless, and is read only as far as needed.
           steps_per_dispatch: length of the leading axis.
@@ -124,19 +99,18 @@ class Feed:
         slots = range(batch_size)[local]
         if cache not in ("none", "host"):
             raise ValueError(f"cache: '{cache}' is not allowed; a feed takes 'none' or 'host'")
-        if not slots or len(source) < 1:
-            raise ValueError(f"nothing to feed: {len(source)} pairs, slots {local} of {batch_size}")
+        if not slots or len(frames) < 1:
+            raise ValueError(f"nothing to feed: {len(frames)} pairs, slots {local} of {batch_size}")
         if min(threads, prefetch, steps_per_dispatch) < 1:
             raise ValueError("threads, prefetch and steps_per_dispatch must be at least 1")
-        keep = cache == "host" and not isinstance(source, HostCache)
-        self._source = HostCache(source) if keep else source
+        keep = cache == "host"
+        self._frames = HostCache(frames) if keep and isinstance(frames, Frames) else frames
         self._batch_size, self._slots = batch_size, slots
         self._seed, self._shuffle = seed, shuffle
         self._length, self._put, self._prefetch = steps_per_dispatch, put, prefetch
         self._threads = threads
-        self._shapes: list[tuple[int, ...]] = []
-        self.waited = 0.0
-        self._ready: deque[tuple[int, int, Any]] = deque()
+        self.waited, self.replaced = 0.0, 0
+        self._ready: deque[tuple[tuple[int, int, Any], int]] = deque()
         self._change = threading.Condition()
         self._stopped = self._finished = False
         self._error: BaseException | None = None
@@ -167,7 +141,8 @@ class Feed:
             if self._stopped:
                 raise RuntimeError("the feed is closed")
             if self._ready:
-                item = self._ready.popleft()
+                item, replaced = self._ready.popleft()
+                self.replaced += replaced
                 self._change.notify_all()
                 return item
         if isinstance(self._error, StopIteration):
@@ -185,14 +160,14 @@ class Feed:
 
     def _run(self, plan: Iterator[tuple[int, int]]) -> None:
         """The background thread: keeps one dispatch decoding while the one before is handed on."""
-        begun: deque[tuple[int, int, Batch, list[Future]]] = deque()
+        begun: deque[_Begun] = deque()
         try:
             while self._room(len(begun)):
                 entry = next(plan, None)
                 if entry is not None:
                     begun.append(self._begin(*entry))
                 if begun and (entry is None or len(begun) > 1):
-                    self._hand_on(*begun.popleft())
+                    self._hand_on(begun.popleft())
                 elif entry is None:
                     break
         except BaseException as error:  # raised again in the consumer, unless it has closed us
@@ -210,68 +185,109 @@ class Feed:
                 self._change.wait()
             return not self._stopped
 
-    def _begin(self, first: int, count: int) -> tuple[int, int, Batch, list[Future]]:
+    def _begin(self, first: int, count: int) -> _Begun:
         """Hands the decoding of one dispatch to the pool."""
         if first < 0 or not 0 < count <= self._length:
             raise ValueError(
                 f"plan: ({first}, {count}) is not allowed; the step must be >= 0 and the count in "
                 f"1 .. {self._length} (steps_per_dispatch)"
             )
-        if not self._shapes:  # not in __init__: an example that cannot be read is raised later
-            self._shapes = [image.shape for image in self._source[0]]
-        lead = (self._length, len(self._slots))
-        batch = Batch(*(np.empty((*lead, *shape), np.uint8) for shape in self._shapes))
-        size = len(self._source)
         everyone = order(
-            self._seed, size, first * self._batch_size, count * self._batch_size, self._shuffle
+            self._seed,
+            len(self._frames),
+            first * self._batch_size,
+            count * self._batch_size,
+            self._shuffle,
         )
         indices = everyone.reshape(count, self._batch_size)[:, list(self._slots)].reshape(-1)
-        flat = [part.reshape(-1, *part.shape[2:]) for part in batch]
+        rows = self._length * len(self._slots)
+        flat = empty(self._frames, rows)
         for part in flat:
-            part[len(indices) :] = 0
-        chunks = np.array_split(np.arange(len(indices)), self._threads * _TASKS_PER_THREAD)
-        futures = [
-            self._pool.submit(_fill, self._source, indices, chunk, flat)
-            for chunk in chunks
-            if len(chunk)
-        ]
-        return first, count, batch, futures
+            if part is not None:
+                part[len(indices) :] = 0
+        parts = self._threads * _TASKS_PER_THREAD
+        futures = decode(self._pool, self._frames, indices, flat, parts)
+        lead = (self._length, len(self._slots))
+        source, target = (x.reshape(*lead, *x.shape[1:]) for x in flat[:2])
+        sizes = None if flat.sizes is None else flat.sizes.reshape(*lead, 2)
+        batch = Batch(source, target, sizes)
+        return _Begun((first, count), indices, batch, futures)
 
-    def _hand_on(self, first: int, count: int, batch: Batch, futures: list[Future]) -> None:
-        for future in futures:
+    def _hand_on(self, begun: _Begun) -> None:
+        for future in begun.futures:
             future.result()
-        item = (first, count, self._put(batch))
+        replaced = count_in(self._frames.bad, begun.indices)
+        item = (*begun.entry, self._put(begun.batch))
         with self._change:
             if not self._stopped:
-                self._ready.append(item)
+                self._ready.append((item, replaced))
             self._change.notify_all()
 
 
-def _fill(
-    source: PairSource, indices: np.ndarray, places: np.ndarray, into: Sequence[np.ndarray]
-) -> None:
+class _Begun(NamedTuple):
+    """A dispatch that is being decoded."""
+
+    entry: tuple[int, int]
+    indices: np.ndarray
+    batch: Batch
+    futures: list[Future]
+
+
+def empty(frames: Frames | HostCache, rows: int) -> Batch:
+    """Room for so many frames, `[rows, *shape, c]`; what it holds is undefined."""
+    source, target = (
+        np.empty((rows, *frames.shape, form.channels), form.dtype) for form in frames.forms
+    )
+    return Batch(source, target, None if frames.sizes is None else np.empty((rows, 2), np.int32))
+
+
+def decode(
+    pool: ThreadPoolExecutor,
+    frames: Frames | HostCache,
+    indices: np.ndarray,
+    into: Batch,
+    parts: int,
+) -> list[Future]:
+    """Begins to write the frames of `indices` to the first rows of `into`, in so many parts."""
+    chunks = np.array_split(np.arange(len(indices)), min(parts, len(indices)))
+    return [pool.submit(_fill, frames, indices, chunk, into) for chunk in chunks]
+
+
+def _fill(frames: Frames | HostCache, indices: np.ndarray, places: np.ndarray, into: Batch) -> None:
     for place in places:
-        pair = source[int(indices[place])]
-        for array, image in zip(into, pair, strict=True):
-            array[place] = image
+        for array, value in zip(into, frames[int(indices[place])], strict=True):
+            if array is not None:
+                array[place] = value
 
 
 def eval_batches(
-    source: PairSource, batch_size: int, threads: int
+    frames: EvalFrames, batch_size: int, threads: int, indices: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], Batch]]:
-    """All pairs in order, as batches [batch_size, h, w, c] uint8, one batch decoded ahead.
+    """Pairs as batches [batch_size, h, w, c] of one canvas each, one batch decoded ahead.
+
+    Args:
+      frames: the pairs.
+      batch_size: of every batch.
+      threads: that decode.
+      indices: of the pairs wanted, by default all.
 
     Yields:
-      The indices of the real examples, and the batch; the last is filled up with its last example.
+      The indices of the real examples, and the batch; the last one of a canvas is filled up with
+      its last example. Pairs of one canvas come together and in order, and canvases in the order of
+      their first pairs.
     """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i in range(len(frames)) if indices is None else indices:
+        groups.setdefault(frames.canvas(i), []).append(i)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="eval")
     begun: deque[tuple[list[int], list[Future[Pair]]]] = deque()
     try:
-        for start in range(0, len(source), batch_size):
-            indices = list(range(start, min(start + batch_size, len(source))))
-            begun.append((indices, [pool.submit(source.__getitem__, i) for i in indices]))
-            if len(begun) > 1:
-                yield _collect(*begun.popleft(), batch_size)
+        for group in groups.values():
+            for start in range(0, len(group), batch_size):
+                part = group[start : start + batch_size]
+                begun.append((part, [pool.submit(frames.__getitem__, i) for i in part]))
+                if len(begun) > 1:
+                    yield _collect(*begun.popleft(), batch_size)
         while begun:
             yield _collect(*begun.popleft(), batch_size)
     finally:  # also when the consumer walks away

@@ -36,6 +36,7 @@ class Style:
       init: how the first kernels are drawn; see `kernel_init`.
       init_gain: their scale.
       spectral: kernels are divided by their largest singular value.
+      output: what a generator ends in, a key of `OUTPUTS`.
     """
 
     policy: Policy
@@ -50,6 +51,7 @@ class Style:
     init: str = "normal"
     init_gain: float = 0.02
     spectral: bool = False
+    output: str = "tanh"
 
     def but(self, **changes) -> Style:
         """The same with other values."""
@@ -84,6 +86,14 @@ def biased(style: Style, normed: bool, first: bool = False, last: bool = False) 
         "unnormed": not normed,
     }[style.bias]
 
+
+def finished(x: Array, style: Style) -> Array:
+    """What a generator's last convolution made as its image, in at least float32."""
+    return OUTPUTS[style.output](x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+
+# [-1, 1], or a probability for each channel.
+OUTPUTS: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "softmax": nn.softmax}
 
 BIASES = ("auto", "all", "first", "last", "ends", "unnormed")
 

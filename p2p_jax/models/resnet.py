@@ -6,10 +6,9 @@ The names of layers (`enc1` to `enc3`, `res1`, ..., `dec1` to `dec3`) are the ch
 from __future__ import annotations
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from p2p_jax.models.conv import Array
-from p2p_jax.models.layers import ConvNorm, Style, dropout, with_noise
+from p2p_jax.models.layers import ConvNorm, Style, dropout, finished, with_noise
 from p2p_jax.models.options import GeneratorOptions
 
 
@@ -36,7 +35,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """7x7 convolution, two halvings, residual blocks, two doublings, 7x7 convolution, tanh.
+    """7x7 convolution, two halvings, residual blocks, two doublings, 7x7 convolution, output.
 
     Attributes:
       out_channels: channels of the image made.
@@ -66,7 +65,8 @@ class ResNet(nn.Module):
           running: normalise by the running statistics, not the batch's.
 
         Returns:
-          `[b, h, w, out_channels]` in [-1, 1], at least float32.
+          `[b, h, w, out_channels]`, at least float32: in [-1, 1], or probabilities of the channels
+          where the style's output is `softmax`.
 
         Raises:
           ValueError: a size that cannot be halved twice and mirrored.
@@ -88,7 +88,7 @@ class ResNet(nn.Module):
         x = ConvNorm(self.out_channels, "reflect7", style, normed=False, last=True, name="dec3")(
             x, running
         )
-        return jnp.tanh(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        return finished(x, style)
 
     @property
     def size_step(self) -> int:

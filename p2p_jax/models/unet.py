@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from p2p_jax.models.conv import Array
-from p2p_jax.models.layers import ConvNorm, Style, dropout, with_noise
+from p2p_jax.models.layers import ConvNorm, Style, dropout, finished, with_noise
 from p2p_jax.models.options import GeneratorOptions
 
 
@@ -18,8 +18,8 @@ class UNet(nn.Module):
     """Encoder and decoder of equal depth, with skips between levels of equal size.
 
     Encoder block k: 4x4 stride-2 convolution, norm (not on the first), LeakyReLU. Decoder block k:
-    doubling, norm, dropout, ReLU; the last ends in tanh instead. With depth n, what encoder block k
-    makes joins the output of decoder block n - k on channels, decoder first.
+    doubling, norm, dropout, ReLU; the last ends in the style's output, tanh, instead. With depth n,
+    what encoder block k makes joins the output of decoder block n - k on channels, decoder first.
 
     Attributes:
       out_channels: channels of the image made.
@@ -55,7 +55,8 @@ class UNet(nn.Module):
           running: normalise by the running statistics, not the batch's.
 
         Returns:
-          `[b, h, w, out_channels]` in [-1, 1], at least float32.
+          `[b, h, w, out_channels]`, at least float32: in [-1, 1], or probabilities of the channels
+          where the style's output is `softmax`.
 
         Raises:
           ValueError: a size that the depth does not allow.
@@ -80,7 +81,7 @@ class UNet(nn.Module):
             )
             if not last:
                 x = nn.relu(dropout(x, keys if k in self.dropped else None, k))
-        return jnp.tanh(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        return finished(x, self.style)
 
     @property
     def size_step(self) -> int:

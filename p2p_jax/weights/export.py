@@ -8,7 +8,7 @@ from typing import Any
 from p2p_jax.config import Config
 from p2p_jax.models.conv import Policy
 from p2p_jax.models.layers import Style, biased
-from p2p_jax.tasks import TASKS
+from p2p_jax.networks import make_task
 from p2p_jax.weights.detect import (
     DISCRIMINATOR,
     EPS,
@@ -104,7 +104,7 @@ def hints(config: Config, net: str) -> list[str]:
     name, notes = _name(config, network)
     norm = {"instance_affine": "instance"}.get(chosen.norm, chosen.norm)
     width = (gen.features or (gen.base_features,))[0] if net == "G" else chosen.base_features
-    source, target = TASKS[config.data.task](config.data.channels).channels
+    source, target = make_task(config).channels
     text = f"{name} --norm {norm} --n{'g' if net == 'G' else 'd'}f {width}"
     text += f" --input_nc {source} --output_nc {target}"
     if config.data.task == "colorize":

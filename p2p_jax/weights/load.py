@@ -16,9 +16,8 @@ from p2p_jax import checkpoint, mesh, report
 from p2p_jax.config import Config, ConfigError, flatten, merge
 from p2p_jax.console import Console
 from p2p_jax.metrics import METRICS
-from p2p_jax.networks import abstract_state, draw
+from p2p_jax.networks import abstract_state, draw, make_task
 from p2p_jax.state import Gan, NetState, TrainState
-from p2p_jax.tasks import TASKS
 from p2p_jax.weights.detect import (
     GENERATOR,
     detect_discriminator,
@@ -101,7 +100,7 @@ def settled(
     if values.get("data.channels") == (1, 2) and flat["data.task"] == "translate":
         console.note("1 channel to 2: if that is colorization, add --config.data.task=colorize")
     with contextlib.suppress(ValueError):  # which is said later, with all else
-        if TASKS[flat["data.task"]](flat["data.channels"]).channels == values["data.channels"]:
+        if make_task(config).channels == values["data.channels"]:
             del values["data.channels"]  # colorize has another name for them, too
     changed = {k: v for k, v in values.items() if not _alike(k, flat[k], values, networks)}
     for key, value in changed.items():

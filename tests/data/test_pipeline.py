@@ -9,14 +9,21 @@ import time
 import numpy as np
 import pytest
 
-from p2p_jax.data import Feed, HostCache, Pair, eval_batches, order
+from p2p_jax.data.frames import EvalFrames, Fit, Frames
+from p2p_jax.data.order import IndexFeed, order
+from p2p_jax.data.pairs import DataError, Form, Pair
+from p2p_jax.data.pipeline import Feed, HostCache, eval_batches
+from p2p_jax.data.substitute import Substituting
+
+EXACT = Fit("none", (4, 6), (4, 6))
 
 
 class Toy:
     """Pairs whose pixels tell their index; counts and slows reads, or fails at one index."""
 
     def __init__(self, size: int, *, bad: int = -1, delay: float = 0.0) -> None:
-        self.names, self.fingerprint, self.size = [str(i) for i in range(size)], "toy", (4, 6)
+        self.names, self.fingerprint = [str(i) for i in range(size)], "toy"
+        self.sizes, self.forms = np.full((size, 2), (4, 6), np.int32), (Form(3), Form(3))
         self.bad, self.delay, self.reads = bad, delay, 0
         self._lock = threading.Lock()
 
@@ -37,7 +44,8 @@ def feed(source, plan, **changes) -> Feed:
         batch_size=4, local=slice(0, 4), seed=3, shuffle=True, threads=2, cache="none",
         steps_per_dispatch=3, put=lambda batch: batch,
     )  # fmt: skip
-    return Feed(source, plan=plan, **(options | changes))
+    frames = source if isinstance(source, HostCache) else Frames(source, EXACT)
+    return Feed(frames, plan=plan, **(options | changes))
 
 
 def background() -> set[threading.Thread]:
@@ -134,12 +142,12 @@ def test_host_cache_reads_each_pair_once():
     with feed(source, [(3 * i, 3) for i in range(6)], cache="host", threads=1) as fed:
         list(fed)
     assert source.reads == 6
-    shared = HostCache(source)
+    shared = HostCache(Frames(source, EXACT))
     for _ in range(2):
         with feed(shared, [(0, 3)], cache="host", threads=1) as fed:
             list(fed)
     assert source.reads == 12
-    assert len(shared) == 6 and shared.names == source.names and shared.size == source.size
+    assert len(shared) == 6 and shared.names == source.names and shared.shape == (4, 6)
 
 
 def test_an_endless_plan_is_read_only_as_far_as_needed():
@@ -251,6 +259,104 @@ def test_waited_counts_the_time_the_consumer_was_blocked():
         assert fed.waited < 0.1
 
 
+# --- other types and sizes -----------------------------------------------------------------------
+
+
+class Varied:
+    """Pairs of several sizes: nothing as sources, float32 targets that tell their index."""
+
+    sizes = np.array([(4, 6), (5, 5), (7, 4), (4, 4)], np.int32)
+    forms = Form(0), Form(2, "float32", ".npy")
+    names, fingerprint = tuple("abcd"), "varied"
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> Pair:
+        h, w = self.sizes[i]
+        return Pair(np.empty((h, w, 0), np.uint8), np.full((h, w, 2), i + 0.5, np.float32))
+
+
+@pytest.mark.parametrize("cache", ["none", "host"])
+def test_frames_keep_their_type_and_bring_their_size(cache):
+    frames = Frames(Varied(), Fit("crop", (9, 9), (4, 4)))
+    with Feed(
+        frames, batch_size=3, local=slice(1, 3), seed=0, shuffle=True, threads=2, cache=cache,
+        plan=[(0, 2), (2, 1)], steps_per_dispatch=2, put=lambda batch: batch,
+    ) as fed:  # fmt: skip
+        for first, count, batch in fed:
+            assert batch.source.shape == (2, 2, 7, 6, 0) and batch.source.dtype == np.uint8
+            assert batch.target.shape == (2, 2, 7, 6, 2) and batch.target.dtype == np.float32
+            assert batch.sizes.shape == (2, 2, 2) and batch.sizes.dtype == np.int32
+            wanted = order(0, 4, 3 * first, 3 * count, True).reshape(count, 3)[:, 1:]
+            assert (batch.sizes[:count] == Varied.sizes[wanted]).all()
+            for step, slot in np.ndindex(count, 2):
+                h, w = Varied.sizes[wanted[step, slot]]
+                image = batch.target[step, slot]
+                assert (image[:h, :w] == wanted[step, slot] + 0.5).all()
+                assert image.sum() == 2 * h * w * (wanted[step, slot] + 0.5)
+            assert not batch.target[count:].any() and not batch.sizes[count:].any()
+
+
+# --- substitutes ---------------------------------------------------------------------------------
+
+
+class Flawed(Toy):
+    """Some pairs cannot be read, as `DataError` tells."""
+
+    def __init__(self, size: int, bad: set[int]) -> None:
+        super().__init__(size)
+        self.flaws = bad
+
+    def __getitem__(self, i: int) -> Pair:
+        if i in self.flaws:
+            raise DataError([f"train[{i}] {i}: truncated"])
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("cache", ["none", "host"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_substitutes_are_counted_where_they_are_given(cache, threads):
+    bad = {0, 5, 6}
+    plan = [(0, 3), (3, 2), (5, 3), (8, 3)]
+    alone = Substituting(Flawed(9, bad), lambda text: None)
+    stand_in = [int(alone[i].source[0, 0, 0]) for i in range(9)]
+    source = Substituting(Flawed(9, bad), lambda text: None)
+    with feed(source, plan, threads=threads, cache=cache) as fed:
+        assert fed.replaced == 0
+        given = 0
+        for first, count, batch in fed:
+            wanted = order(3, 9, first * 4, count * 4, True)
+            time.sleep(0.01)  # what is built ahead does not count yet
+            given += sum(int(i) in bad for i in wanted)
+            assert fed.replaced == given
+            got = batch.source[:count, :, 0, 0, 0].reshape(-1)
+            assert got.tolist() == [stand_in[i] for i in wanted]
+    assert given > 0 and source.bad == bad
+
+
+# --- indices alone -------------------------------------------------------------------------------
+
+
+def test_indices_are_those_of_the_examples():
+    plan = [(0, 3), (3, 1), (4, 2)]
+    with (
+        IndexFeed(
+            7, batch_size=5, local=slice(1, 4), seed=3, shuffle=True, plan=plan,
+            steps_per_dispatch=3, put=lambda indices: indices, bad={2, 3},
+        ) as indices,
+        feed(Toy(7), plan, batch_size=5, local=slice(1, 4)) as examples,
+    ):  # fmt: skip
+        replaced = 0
+        for few, (first, count, batch) in zip(indices, examples, strict=True):
+            assert few[:2] == (first, count)
+            assert few[2].dtype == np.int32 and few[2].shape == (3, 3)
+            assert (few[2] == batch.source[..., 0, 0, 0]).all()
+            replaced += np.isin(few[2][:count], (2, 3)).sum()
+            assert indices.replaced == replaced
+        assert indices.waited == 0 and replaced > 0
+
+
 # --- evaluation ----------------------------------------------------------------------------------
 
 
@@ -258,7 +364,7 @@ def test_waited_counts_the_time_the_consumer_was_blocked():
 @pytest.mark.parametrize("threads", [1, 4])
 def test_eval_batches_cover_the_split_in_order(size, batch_size, threads):
     real = []
-    for indices, batch in eval_batches(Toy(size), batch_size, threads):
+    for indices, batch in eval_batches(EvalFrames(Toy(size), EXACT), batch_size, threads):
         assert batch.source.shape == (batch_size, 4, 6, 3)
         filled = indices + [indices[-1]] * (batch_size - len(indices))
         assert batch.source[:, 0, 0, 0].tolist() == filled
@@ -269,19 +375,37 @@ def test_eval_batches_cover_the_split_in_order(size, batch_size, threads):
 
 def test_eval_batches_clean_up_when_abandoned_and_when_failing():
     before = background()
-    batches = eval_batches(Toy(200, delay=0.01), 20, 2)
+    batches = eval_batches(EvalFrames(Toy(200, delay=0.01), EXACT), 20, 2)
     next(batches)
     batches.close()
     assert background() == before
     with pytest.raises(ValueError, match="broken"):
-        list(eval_batches(Toy(9, bad=5), 2, 2))
+        list(eval_batches(EvalFrames(Toy(9, bad=5), EXACT), 2, 2))
     assert background() == before
 
 
 def test_eval_batches_decode_only_one_batch_ahead():
     source = Toy(100)
-    batches = eval_batches(source, 10, 2)
+    batches = eval_batches(EvalFrames(source, EXACT), 10, 2)
     next(batches)
     time.sleep(0.05)
     assert source.reads == 20
     batches.close()
+
+
+def test_eval_batches_have_one_canvas_each():
+    frames = EvalFrames(Varied(), Fit("crop", (9, 9), (4, 4), step=4))
+    assert [frames.canvas(i) for i in range(4)] == [(4, 8), (8, 8), (8, 4), (4, 4)]
+    frames = EvalFrames(Varied(), Fit("crop", (9, 9), (4, 4), step=8))
+    got = [
+        (i, b.target.shape, b.target[:, 0, 0, 0].tolist()) for i, b in eval_batches(frames, 3, 2)
+    ]
+    assert got == [
+        ([0, 1, 2], (3, 8, 8, 2), [0.5, 1.5, 2.5]), ([3], (3, 8, 8, 2), [3.5, 3.5, 3.5]),
+    ]  # fmt: skip
+    frames = EvalFrames(Varied(), Fit("crop", (9, 9), (4, 4), step=5))
+    assert [frames.canvas(i) for i in range(4)] == [(5, 10), (5, 5), (10, 5), (5, 5)]
+    got = [(i, b.target.shape[:3]) for i, b in eval_batches(frames, 2, 2)]
+    assert got == [([0], (2, 5, 10)), ([1, 3], (2, 5, 5)), ([2], (2, 10, 5))]
+    got = [(i, b.target.shape[:3]) for i, b in eval_batches(frames, 2, 2, indices=[3, 0, 1])]
+    assert got == [([3, 1], (2, 5, 5)), ([0], (2, 5, 10))]

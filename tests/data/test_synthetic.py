@@ -13,7 +13,7 @@ from p2p_jax.data import SOURCES, DataError, DataOptions, synthetic
 def options(**changes) -> DataOptions:
     base = dict(
         source="synthetic", path="", direction="AtoB", train_split="train", eval_split="val",
-        load_size=(64, 64), crop_size=(64, 64), split_seed=0, prepared_dir="", max_examples=0,
+        crop_size=(64, 64), split_seed=0, prepared_dir="", max_examples=0,
         eval_examples=0,
     )  # fmt: skip
     return DataOptions(**(base | changes))
@@ -116,7 +116,7 @@ def test_splits_are_disjoint_and_capped():
 def test_direction_and_size():
     there = SOURCES["synthetic"].open(options(crop_size=(40, 56)), print).train
     back = SOURCES["synthetic"].open(options(crop_size=(40, 56), direction="BtoA"), print).train
-    assert there.size == (40, 56) == there[3].source.shape[:2]
+    assert set(map(tuple, there.sizes)) == {(40, 56)} == {there[3].source.shape[:2]}
     assert (there[3].source == synthetic.render(3, (40, 56))[0]).all()
     assert (there[3].source == back[3].target).all() and (there[3].target == back[3].source).all()
 

@@ -249,6 +249,25 @@ def test_sizes_that_it_does_not_are_named(size):
         shapes(generator("unet", Policy(), depth=3), *size)
 
 
+@pytest.mark.parametrize("name", ["unet", "unet_upsample", "encoder_decoder", "resnet"])
+def test_output_may_be_probabilities_of_the_same_parameters(name):
+    """Softmax of what would else go through tanh."""
+    with jax.enable_x64(True):
+        nets = {out: generator(name, PLAIN64, 5, output=out) for out in ("tanh", "softmax")}
+        made = [shapes(net)[1] for net in nets.values()]
+        assert paths(made[0]).keys() == paths(made[1]).keys()
+        v = scrambled(made[0])
+        last = v["params"][max(name for name in v["params"] if name.startswith("dec"))]["conv"]
+        last["kernel"] *= 0.1  # so that tanh can be undone
+        x = np.random.default_rng(1).uniform(-1, 1, (2, 16, 16, 3))
+        got = {out: np.asarray(quick_jit(net.apply)(v, x)) for out, net in nets.items()}
+    assert np.abs(got["tanh"]).max() < 0.999999
+    powers = np.exp(np.arctanh(got["tanh"]))
+    assert rel(got["softmax"], powers / powers.sum(-1, keepdims=True)) < 1e-8
+    low = generator(name, Policy(dtype="bfloat16", precision="default"), 5, output="softmax")
+    assert shapes(low)[0].dtype == jnp.float32
+
+
 def test_output_is_at_least_float32_and_in_range():
     net = generator("unet", Policy(dtype="bfloat16", precision="default"))
     out, v = shapes(net)

@@ -1,0 +1,93 @@
+"""Folders and files, on disk or in a bucket (gs://, through epath)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+from p2p_jax.data.pairs import DataError
+
+# A path of pathlib, or of etils.epath, which has the same methods.
+AnyPath = Any
+
+# What stays so until somebody changes the file, or the way to it.
+_LASTING = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ENXIO,
+)  # fmt: skip
+
+
+def at(path: str) -> AnyPath:
+    """A path of the user's; `gs://` and the like need the extra `gcp`.
+
+    Raises:
+      OSError: the home folder that `~` names is not known, or the scheme is not.
+    """
+    if "://" not in path:
+        try:
+            return Path(path).expanduser()
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+    from etils import epath
+
+    try:
+        return epath.Path(path)
+    except KeyError as error:  # of a scheme that it does not know
+        raise OSError(f"{path.split('://')[0]}:// is not known; gs:// and s3:// are") from error
+
+
+def is_remote(path: AnyPath) -> bool:
+    """Whether the path lies in a bucket."""
+    return "://" in str(path)
+
+
+def entries(folder: AnyPath) -> list[tuple[str, bool]]:
+    """(name, whether it is a folder) of all that lies in a folder and is not hidden, sorted."""
+    if isinstance(folder, Path) and not is_remote(folder):
+        with os.scandir(folder) as found:
+            listed = [(entry.name, _is_folder(entry)) for entry in found]
+    else:
+        listed = [(path.name, path.is_dir()) for path in folder.iterdir()]
+    return sorted(entry for entry in listed if not entry[0].startswith("."))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say: told when it is read
+        return False
+
+
+def read(path: AnyPath) -> bytes:
+    """All of a file.
+
+    Raises:
+      OSError: it cannot be read, and would not be the next time.
+      DataError: it cannot be read now; that may pass, so nothing is to be remembered of it.
+    """
+    try:
+        return path.read_bytes()
+    except Exception as error:  # libraries for buckets raise many kinds
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in _LASTING:
+            raise
+        raise DataError([f"'{path}' cannot be read now ({error}); run again"]) from error
+
+
+def real(folder: AnyPath) -> str:
+    """By what a folder is known, whatever links lead to it; buckets have none."""
+    return str(folder) if is_remote(folder) else os.path.realpath(folder)
+
+
+def stamp(path: AnyPath) -> tuple[tuple, int]:
+    """What tells that a file changed, and when it last did, in ns.
+
+    Raises:
+      OSError: it cannot be looked at.
+    """
+    if isinstance(path, Path) and not is_remote(path):
+        s = os.stat(path)
+        return (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino), s.st_ctime_ns
+    s: Any = path.stat()  # of epath, which has other names
+    return (s.length, s.mtime), int(s.mtime * 1e9)
