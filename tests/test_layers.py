@@ -83,7 +83,8 @@ LAYERS: dict[str, set[str] | object] = {
     "data.fitting": {"data.pairs"},
     "data.frames": {"data.fitting", "data.pairs", "data.substitute"},
     "data.order": set(),
-    "data.pipeline": {"data.frames", "data.order", "data.pairs"},
+    "data.buffers": set(),
+    "data.pipeline": {"data.buffers", "data.frames", "data.order", "data.pairs"},
     "data": {
         *("data.fitting", "data.frames", "data.labels", "data.order", "data.pairs"),
         *("data.pipeline", "data.sources"),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from p2p_jax.data.buffers import Buffers
 from p2p_jax.data.frames import EvalFrames, Frames
 from p2p_jax.data.order import count_in, order
 from p2p_jax.data.pairs import Batch, Pair
@@ -53,7 +54,8 @@ class Feed:
 
     Iterating gives `(first_step, count, put(batch))` for each entry of the plan; the images of
     `batch` are [steps_per_dispatch, local_batch, h, w, c] in their stored types, its sizes
-    [steps_per_dispatch, local_batch, 2] or None; fresh each time, zero from `count` on. An
+    [steps_per_dispatch, local_batch, 2] or None; zero from `count` on, and their memory not used
+    again before the consumer and the device have let go of it. An
     exception raised in the background (by the source, the plan or `put`) is raised here. Close it,
     or use it as a context manager: no thread is left then.
 
@@ -109,6 +111,12 @@ class Feed:
         self._seed, self._shuffle = seed, shuffle
         self._length, self._put, self._prefetch = steps_per_dispatch, put, prefetch
         self._threads = threads
+        # Decoding, ready and at the consumer's: more are never under way.
+        like, most = empty(frames, 1), prefetch + 3
+        rows = steps_per_dispatch * len(slots)
+        self._room_for = [
+            None if x is None else Buffers((rows, *x.shape[1:]), str(x.dtype), most) for x in like
+        ]
         self.waited, self.replaced = 0.0, 0
         self._ready: deque[tuple[tuple[int, int, Any], int]] = deque()
         self._change = threading.Condition()
@@ -200,8 +208,7 @@ class Feed:
             self._shuffle,
         )
         indices = everyone.reshape(count, self._batch_size)[:, list(self._slots)].reshape(-1)
-        rows = self._length * len(self._slots)
-        flat = empty(self._frames, rows)
+        flat = Batch(*(part if part is None else part.take() for part in self._room_for))
         for part in flat:
             if part is not None:
                 part[len(indices) :] = 0
