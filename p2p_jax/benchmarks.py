@@ -26,7 +26,7 @@ from p2p_jax.data.origins import Files
 from p2p_jax.data.pairs import Log
 from p2p_jax.data.sources import GATHER, SOURCES
 from p2p_jax.jpegs import write_pairs
-from p2p_jax.rates import cores, feed_rate, indices_alone, one_thread, streaming
+from p2p_jax.rates import all_threads, cores, feed_rate, indices_alone, one_thread, streaming
 from p2p_jax.validate import data_options
 
 Row = dict[str, Any]
@@ -93,7 +93,11 @@ def _log(options: Options) -> Log:
 
 
 def data(options: Options) -> list[Row]:
-    """Raw decoding by one thread, and the feeds with each cache, in turn."""
+    """Raw decoding, and the feeds with each cache, in turn.
+
+    The ratio is to as many times one thread's rate as there are cores; what all of them reach of it
+    together, decoding and nothing else, is the most that a feed can.
+    """
     config = options.config or generated(options, "pairs", PAIRS, train__batch_size=16)
     log = _log(options)
     experiment = build(config, log)
@@ -106,6 +110,7 @@ def data(options: Options) -> list[Row]:
         list(pool.map(kept.__getitem__, range(len(kept))))
     ways: dict[str, Callable[[], float]] = {
         "raw decode, one thread": lambda: one_thread(raw, blobs, options.seconds),
+        "raw decode, all threads": lambda: all_threads(raw, blobs, options.seconds, threads),
         "feed, cache none": lambda: feed_rate(
             streaming(frames, batch, threads, steps=steps), batch, options.seconds
         ),
@@ -122,7 +127,8 @@ def data(options: Options) -> list[Row]:
     rows = []
     for way, rate in rates.items():
         alone = way.startswith("raw")
-        ratio = rate / ideal if way == "feed, cache none" else None
+        against = way in ("raw decode, all threads", "feed, cache none")
+        ratio = rate / ideal if against else None
         size = 1 if alone else batch
         rows.append(row("data", way, batch_size=size, images_per_sec=rate, ratio=ratio, **shared))
     return rows

@@ -46,27 +46,29 @@ def test_data(tmp_path, monkeypatch, capsys):
     rows = measured(tmp_path, "--parts=data", "--seconds=0.05")
     assert [(row["form"], row["batch_size"]) for row in rows] == [
         ("raw decode, one thread", 1),
+        ("raw decode, all threads", 1),
         ("feed, cache none", 16),
         ("feed, cache host", 16),
         ("indices, cache device", 16),
     ]
-    raw, none, host, device = rows
+    raw, together, none, host, device = rows
     ideal = raw["cores"] * raw["images_per_sec"]
     assert none["ratio"] == pytest.approx(none["images_per_sec"] / ideal)
+    assert together["ratio"] == pytest.approx(together["images_per_sec"] / ideal)
     assert raw["ratio"] is host["ratio"] is device["ratio"] is None
     assert none["frame"] == [256, 256]
     printed = capsys.readouterr().out
     assert "processor" in printed and "simplejpeg" in printed
     table = [line.split() for line in printed.splitlines()]
     assert list(benchmark.COLUMNS) in table
-    assert sum(line[:1] == ["data"] for line in table) == 4
+    assert sum(line[:1] == ["data"] for line in table) == 5
 
 
 def test_data_of_a_config(tmp_path):
     keys = ("--config.mesh.devices=1", "--config.data.threads=3")
     rows = measured(tmp_path, "--parts=data", "--seconds=0.01", CONFIG, *keys)
-    assert [row["batch_size"] for row in rows] == [1, 4, 4, 4]
-    assert rows[1]["frame"] == [32, 32] and rows[1]["threads"] == 3
+    assert [row["batch_size"] for row in rows] == [1, 1, 4, 4, 4]
+    assert rows[2]["frame"] == [32, 32] and rows[2]["threads"] == 3
 
 
 TINY = [

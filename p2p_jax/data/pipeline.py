@@ -208,7 +208,8 @@ class Feed:
             self._shuffle,
         )
         indices = everyone.reshape(count, self._batch_size)[:, list(self._slots)].reshape(-1)
-        flat = Batch(*(part if part is None else part.take() for part in self._room_for))
+        room: list[Any] = [part and part.take() for part in self._room_for]
+        flat = Batch(*room)
         for part in flat:
             if part is not None:
                 part[len(indices) :] = 0
