@@ -221,7 +221,8 @@ def wait(options: Options) -> list[Row]:
 def _trained(experiment: Experiment, workdir: Path) -> list[dict[str, Any]]:
     """The lines that a training leaves in its log; it prints nothing."""
     with contextlib.redirect_stdout(io.StringIO()):
-        train.train(experiment, workdir, Console(), {})
+        if train.train(experiment, workdir, Console(), {}) != train.DONE:
+            raise KeyboardInterrupt  # what was measured so far would be of another length
     return [line for line in report.read(workdir) if line["split"] == "train"]
 
 

@@ -110,13 +110,19 @@ class Experiment:
         return abstract_state(self.gan, self.mesh)
 
 
-def build(config: Config, log: Callable[[str], None], training: bool = True) -> Experiment:
+def build(
+    config: Config,
+    log: Callable[[str], None],
+    training: bool = True,
+    target: dict[str, Any] | None = None,
+) -> Experiment:
     """Opens the data and assembles networks, losses and options; compiles nothing.
 
     Args:
       config: free of problems, as `validate` tells.
       log: is told what takes time.
       training: False for evaluation alone, which training pairs need not fit.
+      target: the fields of the `Form` that targets had in training, for sources without any.
 
     Raises:
       DataError: what is wrong with the data, all of it.
@@ -125,15 +131,19 @@ def build(config: Config, log: Callable[[str], None], training: bool = True) -> 
     mesh = meshes.make_mesh(config.mesh.devices)
     splits = SOURCES[config.data.source].open(data_options(config), log)
     gan = make_gan(config)
-    how = fit(config, gan.augment.methods, gan.generator.size_step)
+    generator: Any = gan.generator
+    least = getattr(generator, "min_size", 1)
+    how = fit(config, gan.augment.methods, generator.size_step, least)
     raise_if([*channel_problems(gan, splits), *_size_problems(splits, how, training)])
     frames, held = Frames(splits.train, how), EvalFrames(splits.eval, how)
+    if target and not held.forms[1].channels:
+        held.forms = (held.forms[0], Form(**{**target, "channels": 0}))
     if "ssim" in config.eval.metrics:
-        raise_if(_tiny_images(held))
+        raise_if(tiny_images(held))
     gan = dataclasses.replace(
         gan,
         augment=dataclasses.replace(gan.augment, load_size=frames.load_size if training else None),
-        values=stored_values(config, gan, splits.train.forms),
+        values=stored_values(config, gan, held.forms),
     )
     alone = make_generator(config, gan.task.channels[1], gan.task.output, own_statistics=True)
     examples = len(splits.train)
@@ -198,7 +208,7 @@ def _size_problems(splits: Splits, how: Fit, training: bool) -> list[str]:
     return problems + fitting.problems(splits.eval, how, "eval", evaluation=True)
 
 
-def _tiny_images(frames: EvalFrames) -> list[str]:
+def tiny_images(frames: EvalFrames) -> list[str]:
     """Images that are too small to have a structural similarity."""
     small = [i for i in range(len(frames)) if min(frames.content(i)) < SSIM_WINDOW]
     if not small:

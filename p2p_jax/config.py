@@ -51,7 +51,7 @@ def base() -> Config:
     d.split_seed = 0  # decides which tenth
     d.task = "auto"  # translate, colorize, grey, inpaint or labels; auto: what the source is for
     d.channels = (3, 3)  # of source and target; 1 makes colour images grey
-    d.alpha = "refuse"  # transparency: refuse, drop, white or black (laid over it), or keep
+    d.alpha = "refuse"  # transparency of PNG and WebP: refuse, drop, white, black (below it), keep
     d.source_range = (0.0, 0.0)  # values that become -1 and 1; 0,0: all that 8 or 16 bits hold
     d.target_range = (0.0, 0.0)
     d.labels = "source"  # which side of task labels is class labels: source, target or both
@@ -259,7 +259,8 @@ def field_changes(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     the learning rate depends on it.
     """
     before, after = flatten(old), flatten(new)
-    free = {"train.keep", "data.cache", "data.cache_share", "data.threads", "data.prepared_dir"}
+    free = {"train.keep", "data.prepared_dir"}
+    free |= {f"data.{name}" for name in ("url", "cache", "cache_share", "threads")}
     # What only matters at the start.
     free |= {"train.init_from", "train.init_nets"}
     free |= {"model.init", "model.init_gain", "model.norm_scale_std"}

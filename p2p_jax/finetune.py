@@ -23,7 +23,10 @@ Tree = Any
 KEY = "train.init_from"
 # Keys that make another function of the same parameters, or parameters of the same shape; not those
 # that only matter when they are drawn.
-_MEANING = ("model.", "data.channels", "data.task")
+_MEANING = (
+    *("model.", "data.channels", "data.task", "data.labels", "data.palette", "data.classes"),
+    *("data.source_range", "data.target_range", "data.hole"),
+)
 _DRAWN = ("model.init", "model.init_gain", "model.norm_scale_std")
 
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from p2p_jax.build import channel_problems, stored_values
+from p2p_jax.build import channel_problems, stored_values, tiny_images
 from p2p_jax.config import Config
 from p2p_jax.contact import contact_sheet
-from p2p_jax.data import DataError, Fit, Frames, PairSource, Splits, fitting
+from p2p_jax.data import DataError, EvalFrames, Fit, Frames, PairSource, Splits, fitting
 from p2p_jax.data.pipeline import empty
 from p2p_jax.data.survey import Chosen, Part, Survey
 from p2p_jax.networks import make_gan, task_options
@@ -56,7 +56,7 @@ def outlook(config: Config, found: Survey, seconds: float) -> Outlook:
     how = fit(config, gan.augment.methods, gan.generator.size_step)
     threads = config.data.threads or os.cpu_count() or 1
     used = {part.title: _used(part, config) for part in found.parts}
-    problems, usable = _unfit(gan, how, found, used), None
+    problems, usable = _unfit(gan, how, found, used, "ssim" in config.eval.metrics), None
     training = next((part for part in found.parts if not part.evaluates), None)
     if training is not None:
         usable = _usable(training, used[training.title], how)
@@ -93,13 +93,17 @@ def _used(part: Part, config: Config) -> PairSource | None:
     return Chosen(part.source, range(most))
 
 
-def _unfit(gan: Gan, how: Fit, found: Survey, used: dict[str, PairSource | None]) -> list[str]:
+def _unfit(
+    gan: Gan, how: Fit, found: Survey, used: dict[str, PairSource | None], ssim: bool
+) -> list[str]:
     """What the preprocess mode, or the task, cannot take."""
     problems = []
     for part in found.parts:
         source = used[part.title]
         if source is not None and len(source):
             problems += fitting.problems(source, how, part.title, part.evaluates)
+            if part.evaluates and ssim and not problems:
+                problems += tiny_images(EvalFrames(source, how))
     there = [source for source in used.values() if source is not None]
     if there:
         problems += channel_problems(gan, Splits(there[0], there[-1], ()))

@@ -16,13 +16,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from p2p_jax import evaluate, finetune, summary, train
-from p2p_jax.build import build
+from p2p_jax.build import Experiment, build
 from p2p_jax.command import finish
 from p2p_jax.config import Config, ConfigError, field_changes
 from p2p_jax.console import Console
 from p2p_jax.flags import Command, parse, saved_config
+from p2p_jax.report import last_start
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,6 +71,38 @@ def _check_changes(command: Command) -> dict[str, list]:
     return {key: [old, new] for key, old, new in changes}
 
 
+def _check_place(command: Command) -> None:
+    """Raises ConfigError where a run's own pictures would be among the photos it is trained on."""
+    data, workdir = command.config.data, command.workdir.resolve()
+    if data.source not in ("colorization", "inpaint", "edges") or "://" in data.path:
+        return
+    path = Path(data.path).expanduser().resolve()
+    if workdir.is_relative_to(path) and not (path / data.train_split).is_dir():
+        raise ConfigError(
+            [
+                f"--workdir: {command.workdir} lies inside data.path, of which every picture is "
+                "trained on; choose a folder outside, or move the photos to "
+                f"{path / data.train_split}"
+            ]
+        )
+
+
+def _check_data(command: Command, experiment: Experiment, before: dict[str, Any]) -> None:
+    """Raises ConfigError where a run that has begun would go on with other training pairs."""
+    known = before.get("data", {}).get("train", {})
+    now, count = experiment.train_frames.fingerprint, len(experiment.train_frames)
+    if not _newest(command.workdir) or known.get("fingerprint", now) == now:
+        return
+    if not command.allow_config_change:
+        raise ConfigError(
+            [
+                f"data.path: the {count} training pairs are not the {known.get('examples')} that "
+                f"{command.workdir} was trained with so far: files were added, removed, renamed or "
+                "changed; undo that, use a new --workdir, or add --allow_config_change"
+            ]
+        )
+
+
 def _check_beginning(command: Command, saved: Config) -> None:
     """Raises ConfigError where a run that has begun is to begin from another one."""
     wanted = command.config.train.init_from
@@ -85,11 +119,16 @@ def _run(command: Command) -> int:
     console = Console()
     changes = {}
     if command.mode == "train":
+        _check_place(command)
         changes = _check_changes(command)
         if command.config.train.init_from and _newest(command.workdir) is None:
             finetune.check(command.config, console)
-    experiment = build(command.config, console.note, command.mode == "train")
-    told = summary.rows(experiment, command.mode == "train")
+    training = command.mode == "train"
+    before = last_start(command.workdir)
+    experiment = build(command.config, console.note, training, before.get("target"))
+    if training:
+        _check_data(command, experiment, before)
+    told = summary.rows(experiment, training)
     console.header([*told, ("workdir", str(command.workdir))])
     for note in experiment.notes:
         console.note(note)

@@ -237,6 +237,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def last_start(workdir: pathlib.Path) -> dict[str, Any]:
+    """The newest entry of ``run.json``; empty where there is none that can be read."""
+    try:
+        return json.loads((pathlib.Path(workdir) / "run.json").read_bytes())["starts"][-1]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return {}
+
+
 def write_run(workdir: pathlib.Path, entry: Mapping[str, Any]) -> None:
     """Appends `entry` to the starts in ``run.json``: ``{"starts": [first, ..., entry]}``.
 

@@ -325,6 +325,7 @@ def train(
                 (f"eval ({experiment.eval.split})", experiment.eval_frames),
             )
         }
-        entry = {**report.environment(), "data": data, "config_changes": changes}
+        target = experiment.train_frames.forms[1]._asdict()  # what a translation is stored as
+        entry = {**report.environment(), "data": data, "target": target, "config_changes": changes}
         report.write_run(workdir, entry)
         return Trainer(experiment, workdir, console).run()

@@ -16,6 +16,11 @@ from p2p_jax.networks import make_discriminator, make_generator, make_task
 from p2p_jax.rules import PHOTOMETRIC, choices, ranges
 from p2p_jax.tasks import TASKS
 
+# What a task is told; it takes their values for granted.
+_OF_TASKS = {
+    *("data.source", "data.task", "data.channels", "data.labels", "data.classes", "data.hole"),
+}
+
 
 def data_options(config: Config) -> DataOptions:
     """What `p2p_jax.data` needs of a config."""
@@ -36,16 +41,17 @@ def data_options(config: Config) -> DataOptions:
     )
 
 
-def fit(config: Config, methods: tuple[str, str], step: int) -> Fit:
+def fit(config: Config, methods: tuple[str, str], step: int, least: int = 1) -> Fit:
     """How pairs of any size become arrays of one.
 
     Args:
       config: free of problems.
       methods: how sources and targets are resized.
       step: what the generator's inputs must be a multiple of.
+      least: what they must be at least.
     """
     data = config.data
-    return Fit(data.preprocess, data.load_size, data.crop_size, methods, step)
+    return Fit(data.preprocess, data.load_size, data.crop_size, methods, step, least)
 
 
 def resolved(config: Config) -> Config:
@@ -67,7 +73,10 @@ def validate(config: Config, training: bool = True) -> list[str]:
     """
     config = resolved(config)
     flat = flatten(config)
-    problems = [*choices(flat), *ranges(flat), *_task(config, training)]
+    problems = [*choices(flat), *ranges(flat)]
+    named = {problem.split(":")[0] for problem in problems}
+    if not named & _OF_TASKS:
+        problems += _task(config, training)
     if problems:  # the checks below take names and numbers for granted
         palette = any(problem.startswith("data.palette") for problem in problems)
         return problems + (_data(config) if config.data.source in SOURCES and not palette else [])

@@ -56,6 +56,7 @@ LAYERS: dict[str, set[str] | object] = {
     },
     "data.recipes": {"data.builders", "data.decoding", "data.labels"},
     "data.records": {
+        "data.files",
         *("data.builders", "data.decoding", "data.listing", "data.pairs", "data.recipes"),
     },
     "data.substitute": {"data.pairs"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from running import CONFIG, STEPS, environment, files, finished, get_config, sta
 
 from p2p_jax import report
 from p2p_jax.config import ConfigError
-from p2p_jax.flags import parse
-from p2p_jax.main import _check_changes, main
+from p2p_jax.flags import Command, parse
+from p2p_jax.main import _check_changes, _check_data, main
 from p2p_jax.process import alone_in
 from p2p_jax.validate import resolved
 
@@ -376,3 +377,44 @@ def test_a_config_may_change_until_something_is_saved(tmp_path):
     (tmp_path / "checkpoints" / "3").mkdir()
     with pytest.raises(ConfigError, match=r"loss.l1: .* so far, 7.0 now"):
         _check_changes(command)
+
+
+# --- the data of a run ---------------------------------------------------------------------------
+
+
+def _photos(folder, count=4):
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(np.full((32, 32, 3), 9 * i, np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.usefixtures("nothing_compiles")
+def test_a_run_among_its_own_photos_is_refused(capsys, tmp_path):
+    photos = _photos(tmp_path / "photos")
+    flags = ["--config.data.source=inpaint", f"--config.data.path={photos}"]
+    err = _refused(capsys, photos / "runs" / "one", *flags)
+    assert "--workdir: " in err and "lies inside data.path" in err
+    assert not (photos / "runs").exists()
+
+
+def test_other_training_pairs_are_noticed_on_resume(tmp_path):
+    command = Command("train", tmp_path, None, False)
+    experiment = SimpleNamespace(train_frames=_Sized("new", 7))
+    before = {"data": {"train": {"examples": 6, "fingerprint": "old"}}}
+    _check_data(command, experiment, before)  # no checkpoint yet
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"the 7 training pairs are not the 6 that .*removed"):
+        _check_data(command, experiment, before)
+    _check_data(command._replace(allow_config_change=True), experiment, before)
+    same = {"data": {"train": {"examples": 7, "fingerprint": "new"}}}
+    _check_data(command, experiment, same)
+    _check_data(command, experiment, {})  # of a version that did not record it
+
+
+class _Sized:
+    def __init__(self, fingerprint, count):
+        self.fingerprint, self._count = fingerprint, count
+
+    def __len__(self):
+        return self._count

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from p2p_jax.data.decoding import Facts, examine
-from p2p_jax.data.files import AnyPath, read
+from p2p_jax.data.files import AnyPath, passing, read
 from p2p_jax.data.pairs import DataError, Log
 
 LAYOUT = 2  # of a prepared set; part of its folder's name
@@ -157,6 +157,8 @@ class Prepared:
             if stored != self.rows[split][row].name:
                 raise ValueError(f"record {row} is of '{stored}'")
         except Exception as error:  # ArrayRecord raises many kinds
+            if passing(error):
+                raise
             hint = f"the prepared copy {self.folder} is damaged: remove it and run again"
             raise OSError(f"{hint} ({error})") from error
         return image, second
@@ -447,9 +449,13 @@ def _mark(path: Path) -> list:
 # --- reading -------------------------------------------------------------------------------------
 
 
+class NotPrepared(OSError):
+    """There is no complete and sound prepared set."""
+
+
 def opened(target: Path) -> Prepared | None:
     """A prepared set; None where there is none, or it is incomplete or damaged."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(NotPrepared):
         return open_prepared(target)
 
 
@@ -457,12 +463,14 @@ def open_prepared(target: Path) -> Prepared:
     """Opens a complete prepared set of this layout.
 
     Raises:
-      OSError: it is none.
+      NotPrepared: it is none.
     """
     try:
         return _open(target)
     except Exception as error:  # whatever json and TFDS raise for damaged files
-        raise OSError(f"{target} is not a complete prepared set ({error})") from error
+        if passing(error) or isinstance(error, ImportError):
+            raise  # the set may be sound
+        raise NotPrepared(f"{target} is not a complete prepared set ({error})") from error
 
 
 def _open(target: Path) -> Prepared:

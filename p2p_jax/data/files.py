@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from p2p_jax.data.pairs import DataError
 # A path of pathlib, or of etils.epath, which has the same methods.
 AnyPath = Any
 
+MAX_FILE = 1 << 30  # bytes: what is larger is not one image
 # What stays so until somebody changes the file, or the way to it.
 _LASTING = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
@@ -60,14 +62,27 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
+def passing(error: BaseException) -> bool:
+    """Whether an error tells of the machine at this moment, and not of what was read."""
+    short = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in short
+
+
 def read(path: AnyPath) -> bytes:
     """All of a file.
 
     Raises:
-      OSError: it cannot be read, and would not be the next time.
+      OSError: it cannot be read, and would not be the next time; or it is no ordinary file, or one
+        of more than `MAX_FILE` bytes.
       DataError: it cannot be read now; that may pass, so nothing is to be remembered of it.
     """
     try:
+        if isinstance(path, Path) and not is_remote(path):
+            seen = os.stat(path)
+            if not stat.S_ISREG(seen.st_mode):
+                raise OSError(errno.ENXIO, "is no ordinary file")
+            if seen.st_size > MAX_FILE:
+                raise OSError(errno.ENXIO, f"is of {seen.st_size} bytes, above {MAX_FILE}")
         return path.read_bytes()
     except Exception as error:  # libraries for buckets raise many kinds
         if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in _LASTING:

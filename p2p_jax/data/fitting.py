@@ -47,6 +47,7 @@ class Fit:
       crop_size: (height, width) that the networks see in training.
       methods: of `images.RESIZE`, how sources and targets are resized.
       step: what the generator's inputs must be a multiple of, in both directions.
+      least: what they must be at least.
     """
 
     preprocess: str
@@ -54,6 +55,7 @@ class Fit:
     crop_size: Size
     methods: tuple[str, str] = ("bilinear", "bilinear")
     step: int = 1
+    least: int = 1
 
     @property
     def mode(self) -> Mode:

@@ -38,7 +38,15 @@ class Layout:
 
 def _locate_halves(path: AnyPath, split: str) -> Listing | None:
     folder = path / split
-    return singles(folder, split, deep=False) if split and folder.is_dir() else None
+    if not split or not folder.is_dir():
+        return None
+    if (folder / "A").is_dir() and (folder / "B").is_dir():
+        problem = (
+            f"data.train_split: '{split}' of {path} holds two trees A and B: use "
+            "data.source=paired_folders"
+        )
+        return Listing([], [problem], [])
+    return singles(folder, split, deep=True)
 
 
 def _locate_trees(path: AnyPath, split: str) -> Listing | None:

@@ -183,7 +183,8 @@ class EvalFrames:
         crop = np.array(fit.crop_size)
         self._content = np.broadcast_to(crop, stored.shape) if whole else fit.scaled(stored)
         if fit.mode.fit == "crop" and not whole:
-            self._canvas = -(-self._content // fit.step) * fit.step
+            steps = -(-np.maximum(self._content, fit.least) // fit.step)
+            self._canvas = steps * fit.step
         else:
             self._canvas = np.broadcast_to(crop, stored.shape)
 

@@ -38,10 +38,10 @@ class Listing(NamedTuple):
     others: list[str]
 
 
-def few(names: Sequence[str]) -> str:
+def few(names: Sequence[str], shown: int = _SHOWN) -> str:
     """Some of the names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(map(plain, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - shown
+    return ", ".join(map(plain, names[:shown])) + (f" and {more} more" if more > 0 else "")
 
 
 def plain(name: str) -> str:
@@ -105,7 +105,7 @@ def trees(a: AnyPath, b: AnyPath, split: str) -> Listing:
         if alone:
             problems.append(
                 f"{split}: {len(alone)} of {len(mine)} images in {here} have no partner of the "
-                f"same name in {there}: {few(alone)}; add the partners or remove these"
+                f"same name in {there}: {few(alone, 50)}; add the partners or remove these"
             )
     items = [
         Item(stem, (a / stems_a[stem], b / stems_b[stem]))

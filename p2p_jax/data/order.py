@@ -7,6 +7,7 @@ neither threads, hosts nor a restart change it, and there is no iterator state t
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterable, Set
 from typing import Any
 
@@ -57,7 +58,7 @@ class IndexFeed:
     [steps_per_dispatch, local_batch], fresh each time, zero from `count` on.
 
     Attributes:
-      waited: seconds that the consumer has been blocked so far: 0, as nothing is read.
+      waited: seconds that the consumer has been blocked so far.
       replaced: how many of the examples given so far stand in for one that could not be read.
     """
 
@@ -102,6 +103,13 @@ class IndexFeed:
         return self
 
     def __next__(self) -> tuple[int, int, Any]:
+        begun = time.monotonic()
+        try:
+            return self._next()
+        finally:
+            self.waited += time.monotonic() - begun
+
+    def _next(self) -> tuple[int, int, Any]:
         first, count = next(self._plan)
         batch = self._batch_size
         everyone = order(self._seed, self._size, first * batch, count * batch, self._shuffle)

@@ -14,6 +14,7 @@ import numpy as np
 
 from p2p_jax.data.builders import Prepared, Row
 from p2p_jax.data.decoding import Facts, decode, fitted
+from p2p_jax.data.files import passing
 from p2p_jax.data.listing import few
 from p2p_jax.data.pairs import DataError, DataOptions, Form, Pair, digest
 from p2p_jax.data.recipes import cut
@@ -78,6 +79,8 @@ class RecordSource:
             images: dict[int, np.ndarray] = {}
             found = [self._image(blobs, images, v, f) for v, f in self._sides()]
         except Exception as error:  # whatever a reader or decoder raises, say where
+            if passing(error):
+                raise
             raise DataError([f"{self._split}[{i}] {self.names[i]}: {error}"]) from error
         source, target = found
         if source is None:

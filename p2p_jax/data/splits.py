@@ -53,7 +53,7 @@ def open_splits(
         if options.on_error == "fail" or len(verdict.broken) == len(verdict.rows):
             problems += [sentence for _, sentence in verdict.broken]
         else:
-            notes += _broken_notes(split, verdict, split == train)
+            notes += _broken_notes(split, verdict, split != held)
     rows_by_split = {split: verdict.rows for split, verdict in verdicts.items()}
     raise_if(problems + range_problems(rows_by_split, views, options))
     forms = _common({split: verdict.forms for split, verdict in verdicts.items()})
@@ -119,7 +119,9 @@ def _common(forms: Mapping[str, tuple[Form, Form]]) -> tuple[Form, Form]:
 def seeded_split(names: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
     """Indices to train on and to hold out, about a tenth, at least one each.
 
-    Each name is decided by its own hash, so it stays on its side when others come or go.
+    Each name is decided by its own hash, so it stays on its side when others come or go. Only where
+    no hash of so few names says that it is held out, the nearest is: that one may go back when more
+    come.
 
     Raises:
       DataError: where there are fewer than two names.
