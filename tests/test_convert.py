@@ -207,6 +207,7 @@ def check_parity(tmp_path, gen, disc, size):
     assert written_out(second, tmp_path / "out again") == files_out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm", ["instance", *(pytest.param(n, marks=pytest.mark.slow) for n in ("batch", "none"))]
 )

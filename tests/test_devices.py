@@ -140,6 +140,7 @@ def gradients(state):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_five_steps_have_the_losses_of_one_device(x64, devices):
     rows = {}
@@ -244,6 +245,7 @@ def test_two_all_reduces_a_step_and_nothing_else(devices):
     assert sum(size for _, size in sent) == 4 * (numbers + len(step.gan.metric_names))
 
 
+@pytest.mark.slow
 def test_other_collectives_would_be_noticed(x64):
     """Synchronised statistics send more: the count above can fail."""
     assert len(collectives(whole_batch_step(4).text)) > 2

@@ -59,6 +59,7 @@ def test_halving_is_a_mean_of_three_at_stride_two_without_padding(size):
         assert rel(quick_jit(halve)(x), wanted) < 1e-12
 
 
+@pytest.mark.slow
 def test_each_scale_is_a_discriminator_of_its_own(x64):
     net = judges(3, layers=1, norm="instance")
     source, image = np.random.default_rng(0).normal(size=(2, 2, 28, 36, 3))
@@ -133,6 +134,7 @@ def arguments(gan, batch=2, size=24):
     return disc, keys, (source, target), fake, row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ADVERSARIAL)
 def test_losses_of_scales_add_up_and_features_are_matched(x64, kind):
     gan = tiny_gan(
@@ -245,6 +247,7 @@ def wgan_step(devices):
     return Step(wgan_gan(), devices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_the_penalty_is_that_of_one_device_on_several(x64, devices):
     runs = {}

@@ -71,6 +71,7 @@ def test_sigterm_in_the_middle_loses_nothing(tmp_path):
     assert steps == [4, 8, 12]
 
 
+@pytest.mark.slow
 def test_where_examples_are_kept_changes_nothing(tmp_path):
     """Nor does another place to keep them in the middle of a run, or how many threads decode."""
     device = ("--config.data.cache=device", "--config.data.threads=3")
@@ -140,6 +141,7 @@ def _substituted(workdir):
     return {row["step"]: row["data/substituted"] for row in _lines(workdir) if "eval/l1" not in row}
 
 
+@pytest.mark.slow
 def test_substitutes_are_counted_over_a_stop_and_resume(tmp_path, harmed):
     """Logs at 4, 8 and 12 and a stop at 9: the line at 12 knows of step 9."""
     flags = (*harmed, "--config.data.on_error=substitute")

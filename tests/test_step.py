@@ -215,6 +215,7 @@ def test_the_generator_runs_forward_once(depth, layers):
     assert found == generator + on_real_and_fake + for_the_generator
 
 
+@pytest.mark.slow
 def test_without_norms_and_with_an_average_of_parameters():
     gan = tiny_gan(Policy(), dict(norm="none"), dict(norm="none"), ema_decay=0.75)
     state = fresh(gan)
@@ -230,6 +231,7 @@ def test_without_norms_and_with_an_average_of_parameters():
     assert fresh(cpu_gan("float32")).ema == {}
 
 
+@pytest.mark.slow
 def test_stored_numbers_are_told_apart_by_their_values():
     """16 bits, floats and bytes that mean the same train the same."""
     base = cpu_step("float32")

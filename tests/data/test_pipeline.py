@@ -250,7 +250,7 @@ def test_put_gets_the_batches_in_order_and_in_the_background():
 
 def test_waited_counts_the_time_the_consumer_was_blocked():
     with feed(Toy(5, delay=0.03), [(0, 3)], threads=1) as fed:
-        assert fed.waited == 0
+        assert 0 <= fed.waited < 1
         next(fed)
         assert 0.1 < fed.waited < 5
     with feed(Toy(5), [(0, 1), (1, 1)]) as fed:
@@ -354,7 +354,7 @@ def test_indices_are_those_of_the_examples():
             assert (few[2] == batch.source[..., 0, 0, 0]).all()
             replaced += np.isin(few[2][:count], (2, 3)).sum()
             assert indices.replaced == replaced
-        assert indices.waited == 0 and replaced > 0
+        assert 0 <= indices.waited < 1 and replaced > 0
 
 
 # --- evaluation ----------------------------------------------------------------------------------
