@@ -72,6 +72,7 @@ def logged(workdir, split):
 def test_train_resume_evaluate(name, dialect, tmp_path, capsys, compiled_once):
     workdir = tmp_path / "run"
     config = preset(name, dialect)
+    held = config.data.eval_split
     changes = shrunk(config)
     argv = [f"--config={CONFIGS / name}.py:{dialect}", f"--workdir={workdir}", *words(changes)]
     # Rates that fall by the end of the run are others where the end is.
@@ -89,18 +90,18 @@ def test_train_resume_evaluate(name, dialect, tmp_path, capsys, compiled_once):
     assert "resumed at step 2 of 3" in capsys.readouterr().out
     assert logged(workdir, "train")[:2] == first
     assert [row["step"] for row in logged(workdir, "train")] == [1, 2, 3]
-    assert [row["step"] for row in logged(workdir, "val")] == [0, 2, 3]
+    assert [row["step"] for row in logged(workdir, held)] == [0, 2, 3]
     assert (workdir / "checkpoints" / "3").is_dir()
     saved = flatten(saved_config(workdir))
     assert saved == flatten(resolved(merge(config, changes | {"train.steps": 3})))
 
-    evaluated = workdir / "eval" / "val" / "3"
+    evaluated = workdir / "eval" / held / "3"
     page = evaluated / "index.html"
     page.unlink()
     assert main(["--mode=eval", f"--workdir={workdir}"]) == 0
     assert page.is_file()
     metrics = json.loads((evaluated / "metrics.json").read_text())
-    last = logged(workdir, "val")[-1]
+    last = logged(workdir, held)[-1]
     for name in config.eval.metrics:
         assert metrics[f"eval/{name}"] == last[f"eval/{name}"]
     assert len(list((evaluated / "images").iterdir())) >= 2
