@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pathlib
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -39,19 +38,6 @@ def save(path: pathlib.Path, image: np.ndarray) -> None:
             f"{image.shape[-1]} of {dtype}; .tiff and .npy do"
         )
     write_atomic(path, _ENCODERS[suffix](np.ascontiguousarray(image)), durable=False)
-
-
-def suffix_for(channels: int, dtype: str, formats: Iterable[str]) -> str:
-    """Of files that hold such images without loss: '.png' if those can, else as the set has.
-
-    Args:
-      channels: of each image.
-      dtype: 'uint8', 'uint16' or 'float32'.
-      formats: that the files of the set are in, as `data.decoding.Facts` names them.
-    """
-    if _fits_png(channels, dtype):
-        return ".png"
-    return ".npy" if set(formats) == {"npy"} else ".tiff"
 
 
 def as_shown(image: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from p2p_jax.data.decoding import decode, examine
-from p2p_jax.pictures import as_shown, save, suffix_for
+from p2p_jax.pictures import as_shown, save
 
 imagecodecs = pytest.importorskip("imagecodecs")
 tifffile = pytest.importorskip("tifffile")
@@ -103,21 +103,6 @@ def test_a_failed_write_leaves_the_old_picture(suffix, tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     save(path, noise(3, "uint8") // 2)
     assert path.read_bytes() != before
-
-
-@pytest.mark.parametrize("channels,dtype,formats,expected", [
-    (1, "uint8", ["jpeg"], ".png"),
-    (4, "uint16", ["tiff", "npy"], ".png"),
-    (3, "uint8", ["npy"], ".png"),
-    (5, "uint8", ["npy"], ".npy"),
-    (3, "float32", ("npy", "npy"), ".npy"),
-    (3, "float32", ("npy", "tiff"), ".tiff"),
-    (13, "uint16", {"tiff"}, ".tiff"),
-    (1, "float32", [], ".tiff"),
-])  # fmt: skip
-def test_suffix_for(channels, dtype, formats, expected, tmp_path):
-    assert suffix_for(channels, dtype, formats) == expected
-    save(tmp_path / f"a{expected}", noise(channels, dtype))
 
 
 def test_as_shown():
