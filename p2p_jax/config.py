@@ -147,7 +147,7 @@ def base() -> Config:
     t.epochs = 200.0  # passes over the training pairs
     t.steps_per_dispatch = 1  # updates that the device does without asking
     t.precision = "float32"  # float32 (full products), tf32, bfloat16 or float64
-    t.conv_form = "auto"  # plain or polyphase; auto is what is faster on the device
+    t.conv_form = "auto"  # plain, polyphase, products; auto is what is fastest on the device
     t.init_from = ""  # begin with the networks of this other run's folder
     t.init_nets = "both"  # or generator
     t.simultaneous = False  # the generator learns from the discriminator before its update

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from p2p_jax import mesh
+from p2p_jax.bench.machine import machine, machine_rows, memory
+from p2p_jax.bench.table import aligned, size
 from p2p_jax.command import finish
 from p2p_jax.config import Config, ConfigError, base, shortened
 from p2p_jax.console import Console
@@ -29,7 +31,6 @@ from p2p_jax.data.files import at, is_remote
 from p2p_jax.data.survey import Part, Side, Survey, survey
 from p2p_jax.flags import config_file, override, split
 from p2p_jax.inspection import Outlook, outlook
-from p2p_jax.rates import aligned, machine, machine_rows, memory, size
 from p2p_jax.report import save_png, write_json
 from p2p_jax.validate import data_options, resolved, validate
 

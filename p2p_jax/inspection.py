@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from p2p_jax.bench.rates import all_threads, feed_rate, one_thread, streaming
 from p2p_jax.build import channel_problems, stored_values, tiny_images
 from p2p_jax.config import Config
 from p2p_jax.contact import contact_sheet
@@ -15,7 +16,6 @@ from p2p_jax.data import DataError, EvalFrames, Fit, Frames, PairSource, Splits,
 from p2p_jax.data.pipeline import empty
 from p2p_jax.data.survey import Chosen, Part, Survey
 from p2p_jax.networks import make_gan, task_options
-from p2p_jax.rates import all_threads, feed_rate, one_thread, streaming
 from p2p_jax.state import Gan
 from p2p_jax.validate import fit
 

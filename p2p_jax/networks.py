@@ -17,7 +17,7 @@ from p2p_jax.data import SOURCES
 from p2p_jax.data.labels import Labels, colours, read_palette
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.models import DISCRIMINATORS, GENERATORS, MultiScale
-from p2p_jax.models.conv import Policy
+from p2p_jax.models.conv import Policy, policy_for
 from p2p_jax.models.layers import Style
 from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
 from p2p_jax.optim import adam
@@ -30,18 +30,7 @@ PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 def make_policy(config: Config) -> Policy:
     """How to compute on the devices at hand."""
     platform = jax.devices()[0].platform
-    precision = config.train.precision
-    dtype = precision if precision in ("float64", "bfloat16") else "float32"
-    form = config.train.conv_form
-    if form == "auto":
-        form = "polyphase" if platform == "cpu" else "plain"
-    return Policy(
-        dtype=dtype,
-        param_dtype="float64" if precision == "float64" else "float32",
-        precision={"tf32": "high", "bfloat16": "default"}.get(precision, "highest"),
-        form=form,
-        grad="taps" if platform == "cpu" else "xla",
-    )
+    return policy_for(platform, config.train.precision, config.train.conv_form)
 
 
 def make_generator(config: Config, channels: int, output: str, own_statistics: bool = False) -> Any:
@@ -119,11 +108,12 @@ def make_gan(config: Config) -> Gan:
     """Networks, losses and optimisers of a config; no data is needed."""
     policy, loss, optim = make_policy(config), config.loss, config.optim
     task = make_task(config)
+    apart = jax.devices()[0].platform == "cpu"
     return Gan(
         generator=make_generator(config, task.channels[1], task.output),
         discriminator=make_discriminator(config),
-        gen_tx=adam(optim.gen.b1, optim.gen.b2, optim.gen.eps),
-        disc_tx=adam(optim.disc.b1, optim.disc.b2, optim.disc.eps),
+        gen_tx=adam(optim.gen.b1, optim.gen.b2, optim.gen.eps, apart),
+        disc_tx=adam(optim.disc.b1, optim.disc.b2, optim.disc.eps, apart),
         adversarial=ADVERSARIAL[loss.adversarial],
         reconstruction=tuple((name, fn) for name, fn in RECONSTRUCTION.items() if loss[name]),
         feature_matching=bool(loss.feature_matching),

@@ -13,12 +13,44 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
-def adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam without its learning rate (Kingma and Ba 2015); eps outside the root, as in PyTorch."""
-    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+def adam(b1: float, b2: float, eps: float, apart: bool = False) -> optax.GradientTransformation:
+    """Adam without its learning rate (Kingma and Ba 2015); eps outside the root, as in PyTorch.
+
+    It is `optax.scale_by_adam`, its state included, in as few passes over the leaves as can be.
+
+    Args:
+      b1: share of the old first moment that is kept.
+      b2: of the second.
+      eps: added to the root.
+      apart: the update is computed from the new moments as stored, not together with them. XLA's
+        CPU backend makes no loop of several results: it would compute the moments twice, from
+        copies of the old ones.
+    """
+
+    def update(
+        updates: Any, state: optax.OptState, params: Any = None
+    ) -> tuple[Any, optax.ScaleByAdamState]:
+        del params
+        assert isinstance(state, optax.ScaleByAdamState)
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (g * g), state.nu, updates)
+
+        if apart:
+            mu, nu = jax.lax.optimization_barrier((mu, nu))
+
+        def updated(m: jax.Array, v: jax.Array) -> jax.Array:
+            c1, c2 = (1 - jnp.asarray(b, m.dtype) ** count for b in (b1, b2))
+            return m * (1 / c1) / (jnp.sqrt(v * (1 / c2)) + eps)
+
+        return jax.tree.map(updated, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1, b2, eps).init, update)
 
 
 @dataclass(frozen=True)

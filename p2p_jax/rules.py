@@ -13,6 +13,7 @@ from p2p_jax.images import RESIZE
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.metrics import METRICS
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
+from p2p_jax.models.conv import FORMS
 from p2p_jax.models.layers import BIASES, INITIALISERS
 from p2p_jax.models.norms import NORMS
 from p2p_jax.networks import PRECISIONS
@@ -50,7 +51,7 @@ def choices(flat: dict[str, Any]) -> Iterator[str]:
         "optim.schedule": SCHEDULES,
         "optim.batch_scaling": BATCH_SCALING,
         "train.precision": PRECISIONS,
-        "train.conv_form": ("auto", "plain", "polyphase"),
+        "train.conv_form": ("auto", *FORMS),
         "train.init_nets": ("both", "generator"),
         "train.best": METRICS,
         "eval.norm_stats": ("batch", "running"),

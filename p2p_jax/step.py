@@ -35,8 +35,8 @@ def example_keys(key: Array, purpose: int, positions: Array) -> Array:
 
 
 def _pmean(tree: Tree, axis: str) -> Tree:
-    """The mean over devices: one all-reduce for the whole tree."""
-    return jax.lax.pmean(tree, axis)
+    """The mean over devices: one all-reduce for the whole tree; of one device, itself."""
+    return jax.lax.pmean(tree, axis) if jax.lax.axis_size(axis) > 1 else tree
 
 
 def _varying(tree: Tree, axis: str) -> Tree:
@@ -159,7 +159,12 @@ def make_train_step(
 
     specs = (P(), reader.specs(gan.axis), P(), P())
     sharded = jax.shard_map(
-        dispatch, mesh=mesh, in_specs=specs, out_specs=(P(), P()), axis_names={gan.axis}
+        dispatch,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=(P(), P()),
+        axis_names={gan.axis},
+        check_vma=mesh.size > 1,  # one device averages nothing, which it would be asked to
     )
     return jax.jit(
         sharded,

@@ -27,8 +27,8 @@ from p2p_jax.tasks import TASKS, TaskOptions
 
 PLAIN64 = Policy(dtype="float64", param_dtype="float64")
 # What `build` chooses on this platform, in both precisions.
-CPU32 = Policy(form="polyphase", grad="taps")
-CPU64 = Policy(dtype="float64", param_dtype="float64", form="polyphase", grad="taps")
+CPU32 = Policy(form="products", grad="products")
+CPU64 = Policy(dtype="float64", param_dtype="float64", form="products", grad="products")
 
 # LLVM's optimisations cost two thirds of the compilation and change no decision of XLA's.
 QUICK = {"xla_backend_optimization_level": 0}

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import statistics
+import os
 import subprocess
 import sys
-import time
 
-import numpy as np
 import pytest
-from PIL import Image
 from running import CONFIG, ROOT, environment
 
-from p2p_jax import benchmark, benchmarks, jpegs, rates
-from p2p_jax.data import Frames, HostCache
-from p2p_jax.data.fitting import Fit
-from p2p_jax.data.sources import SyntheticSource
+from p2p_jax import benchmark
+from p2p_jax.bench import data, loop, programs, table
+from p2p_jax.bench.rows import row
 
 KEYS = {"part", "impl", "form", "precision", "batch_size", "images_per_sec", "ms", "ratio"}
 MACHINE = {"cpu", "cores", "memory", "versions"}
@@ -27,13 +24,14 @@ def measured(tmp_path, *argv: str) -> list[dict]:
     path = tmp_path / "rows.json"
     assert benchmark.main([*argv, f"--json={path}"]) == 0
     rows = json.loads(path.read_text())
-    for row in rows:
-        assert row.keys() > KEYS and row["impl"] == "p2p_jax"
-        assert row["images_per_sec"] > 0 and row["ms"] > 0
-        size = row["batch_size"] or 1
-        assert row["ms"] == pytest.approx(1000 * size / row["images_per_sec"])
-        assert row["machine"].keys() == MACHINE and row["machine"]["cores"] >= 1
-        versions = row["machine"]["versions"]
+    for found in rows:
+        assert found.keys() > KEYS and found["impl"] == "p2p_jax"
+        assert found["ms"] > 0
+        if found["part"] != "start":
+            size = found["batch_size"] or 1
+            assert found["ms"] == pytest.approx(1000 * size / found["images_per_sec"])
+        assert found["machine"].keys() >= MACHINE and found["machine"]["cores"] >= 1
+        versions = found["machine"]["versions"]
         assert {"python", "jax", "numpy", "simplejpeg", "pillow"} < versions.keys()
     return rows
 
@@ -42,9 +40,9 @@ def measured(tmp_path, *argv: str) -> list[dict]:
 
 
 def test_data(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmarks, "PAIRS", 6)
+    monkeypatch.setattr(data, "PAIRS", 6)
     rows = measured(tmp_path, "--parts=data", "--seconds=0.05")
-    assert [(row["form"], row["batch_size"]) for row in rows] == [
+    assert [(r["form"], r["batch_size"]) for r in rows] == [
         ("raw decode, one thread", 1),
         ("raw decode, all threads", 1),
         ("feed, cache none", 16),
@@ -59,16 +57,30 @@ def test_data(tmp_path, monkeypatch, capsys):
     assert none["frame"] == [256, 256]
     printed = capsys.readouterr().out
     assert "processor" in printed and "simplejpeg" in printed
-    table = [line.split() for line in printed.splitlines()]
-    assert list(benchmark.COLUMNS) in table
-    assert sum(line[:1] == ["data"] for line in table) == 5
+    printed_rows = [line.split() for line in printed.splitlines()]
+    assert list(table.COLUMNS) in printed_rows
+    assert sum(line[:1] == ["data"] for line in printed_rows) == 5
 
 
 def test_data_of_a_config(tmp_path):
     keys = ("--config.mesh.devices=1", "--config.data.threads=3")
     rows = measured(tmp_path, "--parts=data", "--seconds=0.01", CONFIG, *keys)
-    assert [row["batch_size"] for row in rows] == [1, 1, 4, 4, 4]
+    assert [r["batch_size"] for r in rows] == [1, 1, 4, 4, 4]
     assert rows[2]["frame"] == [32, 32] and rows[2]["threads"] == 3
+
+
+def test_prepare(tmp_path, capsys):
+    (found,) = measured(tmp_path, "--parts=prepare", "--pairs=20")
+    assert (found["form"], found["pairs"], found["memory_at"]) == (
+        "JPEG 512x256",
+        20,
+        [4, 8, 12, 16, 20],
+    )
+    assert len(found["memory"]) == 5 and min(found["memory"]) > 2**20
+    assert found["ratio"] == pytest.approx(found["memory"][-1] / found["memory"][0])
+    assert found["memory_peak"] >= max(found["memory"])
+    assert found["images_per_sec"] == pytest.approx(20 / found["seconds"])
+    assert "after 20 pairs" in capsys.readouterr().out
 
 
 TINY = [
@@ -81,114 +93,73 @@ TINY = [
 ]  # fmt: skip
 
 
-def test_wait_looks_at_the_later_half_of_a_training_with_each_cache(tmp_path, monkeypatch, capsys):
-    seen = []
-
-    def trained(experiment, workdir):
-        seen.append((experiment, workdir))
-        waits, speeds = [0.9, 0.8, 0.02, 0.04], [1.0, 1.0, 10.0, 30.0]
-        return [
-            {"data_wait_frac": wait, "images_per_sec": speed}
-            for wait, speed in zip(waits, speeds, strict=True)
-        ]
-
-    monkeypatch.setattr(benchmarks, "_trained", trained)
-    rows = measured(tmp_path, "--parts=wait", "--steps=8", CONFIG, *TINY)
-    assert [row["form"] for row in rows] == ["cache none", "cache host", "cache device"]
-    for row, (experiment, _) in zip(rows, seen, strict=True):
-        assert row["data_wait_frac"] == pytest.approx(0.03) and row["images_per_sec"] == 20
-        assert row["precision"] == "float32" and row["batch_size"] == 2
-        options = experiment.train
-        assert row["form"] == f"cache {options.cache}"
-        assert options.steps == options.save_every == options.eval_every == 8
-        # All pairs are seen well before that half.
-        assert len(experiment.train_frames) == 4
-    assert len({workdir for _, workdir in seen}) == 3
-    assert capsys.readouterr().out.count("3.00% of the time is spent waiting for data") == 3
-
-
 @pytest.mark.slow
-def test_wait(tmp_path, capsys):
-    rows = measured(tmp_path, "--parts=wait", "--steps=8", CONFIG, *TINY)
-    assert [row["steps"] for row in rows] == [8, 8, 8]
-    assert all(0 <= row["data_wait_frac"] <= 1 for row in rows)
-    assert rows[2]["data_wait_frac"] == 0
-    assert "step 8/8" not in capsys.readouterr().out
+def test_what_a_config_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "WAYS", (("device", 8),))
+    argv = ["--parts=infer,step,loop", "--steps=16", "--seconds=0.02", CONFIG, *TINY]
+    looped, step, infer = measured(tmp_path, *argv)
+    assert looped["steps"] == 16 and 0 <= looped["data_wait_frac"] <= 1
+    assert looped["ratio"] == pytest.approx(
+        looped["images_per_sec"] / looped["step_images_per_sec"]
+    )
+    for made in (step, infer):
+        assert (made["batch_size"], made["precision"], made["ratio"]) == (2, "float32", None)
+        assert 0 < made["model_flops"] < 1e9 and made["flops"] > 0 and made["peak_memory"] > 0
+    assert infer["part"] == "infer" and infer["model_flops"] < step["model_flops"] / 3
+    printed = capsys.readouterr().out
+    assert "step 16/16" not in printed and printed.count("waiting for data") == 1
+    assert printed.count("MFU") == 2
 
 
-def test_prepare(tmp_path, capsys):
-    (row,) = measured(tmp_path, "--parts=prepare", "--pairs=20")
-    assert (row["form"], row["pairs"], row["memory_at"]) == ("JPEG 512x256", 20, [4, 8, 12, 16, 20])
-    assert len(row["memory"]) == 5 and min(row["memory"]) > 2**20
-    assert row["ratio"] == pytest.approx(row["memory"][-1] / row["memory"][0])
-    assert row["memory_peak"] >= max(row["memory"])
-    assert row["images_per_sec"] == pytest.approx(20 / row["seconds"])
-    assert "after 20 pairs" in capsys.readouterr().out
+# Stands in for everything that reads configs and data.
+_BARE = """
+import sys
+blocked = {blocked!r}
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Finder())
+from p2p_jax import benchmark
+from p2p_jax.bench import nets, peak
+measured, standard = peak.measured, nets.standard
+peak.measured = lambda device, precision: measured(device, precision, size=128)
+nets.standard = lambda *args, **options: standard(*args, **(options | dict(tiny=True)))
+sys.exit(benchmark.main(sys.argv[1:]))
+"""
+ABSENT = (
+    *("ml_collections", "tensorflow_datasets", "tensorflow", "grain", "array_record", "simplejpeg"),
+    *("orbax", "PIL", "cv2", "tifffile", "imagecodecs", "torch", "safetensors"),
+)
 
 
-# --- how it is measured --------------------------------------------------------------------------
+def bare(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", _BARE.format(blocked=ABSENT), *argv]
+    # The cache of compiled programs looks for some of them, and warns.
+    env = environment(cached=False)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
-def test_measurements_take_turns():
-    told = []
-    ways = {name: lambda name=name: told.append(name) or float(len(told)) for name in "abc"}
-    found = benchmarks.in_turn(ways)
-    assert told == list("abc") * benchmarks.ROUNDS
-    assert found["b"] == [2.0, 5.0, 8.0] and statistics.median(found["b"]) == 5.0
+def test_the_step_alone_needs_no_data(tmp_path):
+    path = tmp_path / "rows.json"
+    argv = ["--parts=step,infer", "--batch-sizes=2", "--seconds=0.02", f"--json={path}"]
+    ran = bare(*argv)
+    assert ran.returncode == 0 and ran.stderr == "", ran.stderr
+    step, infer = json.loads(path.read_text())
+    assert [step["part"], infer["part"]] == ["step", "infer"]
+    for made in (step, infer):
+        assert (made["batch_size"], made["precision"], made["devices"]) == (2, "float32", 1)
+        assert made["images_per_sec"] == sorted(made["rounds"])[1]
+        assert made["mfu"] == pytest.approx(
+            made["model_flops"] * made["images_per_sec"] / 2 / made["peak_flops"]
+        )
+        assert made["machine"]["devices"]["platform"] == "cpu"
 
 
-def test_rates_count_what_is_done():
-    asked = []
-
-    def slow(item: int) -> None:
-        asked.append(item)
-        time.sleep(0.01)
-
-    assert 20 < rates.one_thread(slow, [7, 8, 9], 0.2) <= 100
-    assert asked[:4] == [7, 8, 9, 7]
-    asked.clear()
-    # Sleeping threads do not share a core: twice as many do twice as much.
-    assert 60 < rates.all_threads(slow, range(4), 0.3, 4) <= 400
-    assert set(asked) == {0, 1, 2, 3}
-
-
-def test_the_rate_of_a_feed_is_that_of_its_frames():
-    class Slow(SyntheticSource):
-        def __getitem__(self, i):
-            time.sleep(0.01)
-            return super().__getitem__(0)
-
-    frames = Frames(Slow(0, 8, (32, 32), "AtoB"), Fit("none", (32, 32), (32, 32)))
-    frames[0]
-    slow = rates.feed_rate(rates.streaming(frames, 4, 1), 4, 0.3)
-    assert 5 < slow <= 110
-    kept = HostCache(frames)
-    for i in range(8):
-        kept[i]
-    fast = rates.feed_rate(rates.streaming(kept, 4, 1, "host"), 4, 0.1)
-    assert fast > slow
-    assert rates.feed_rate(rates.indices_alone(8, 4), 4, 0.05) > 0
-
-
-def test_memory_that_is_used_is_seen():
-    before = benchmarks.resident()
-    held = np.ones(2**26, np.uint8)
-    grown = benchmarks.resident() - before
-    assert 0.8 * held.nbytes < grown < 2 * held.nbytes
-    assert benchmarks.resident("VmHWM") >= benchmarks.resident()
-
-
-def test_generated_pairs_are_as_photos_are(tmp_path):
-    jpegs.write_pairs(tmp_path / "pairs", 66)
-    paths = sorted((tmp_path / "pairs").iterdir())
-    assert len(paths) == 66 and len({path.read_bytes() for path in paths}) == 66
-    # Facades at this size and quality are 30 to 60 kB.
-    assert all(20_000 < path.stat().st_size < 100_000 for path in paths)
-    with Image.open(paths[0]) as image:
-        pixels = np.asarray(image, np.float32)
-    assert pixels.shape == (256, 512, 3) and 20 < pixels.std() < 90
-    near, far = np.abs(np.diff(pixels, axis=1)).mean(), np.abs(pixels[:, 64:] - pixels[:, :-64])
-    assert near < 0.5 * far.mean()  # neighbours are alike
+def test_a_library_that_is_missing_is_named():
+    ran = bare("--parts=data")
+    assert ran.returncode == 2
+    assert "error: --parts: 'data' needs the package" in ran.stderr, ran.stderr
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -197,16 +168,64 @@ def test_generated_pairs_are_as_photos_are(tmp_path):
 def test_mistakes_are_told_together(tmp_path, capsys):
     (tmp_path / "rows.json").write_text("mine")
     argv = ["--parts=data,sleep", "--seconds=0", "--pairs=3", "--steps=x", "--config.seed=1"]
+    argv += ["--batch-sizes=0,1,b", "--precisions=half", "--forms=auto,round", "--devices=-1"]
+    argv += ["--against=jax", "word", "--seconds"]
     assert benchmark.main([*argv, f"--json={tmp_path / 'rows.json'}", "--part=data"]) == 2
     errors = capsys.readouterr().err.splitlines()
-    for text in ("'sleep' is not one of data, wait, prepare", "--seconds: '0'", "--pairs: '3'",
+    for text in ("'sleep' is not one of start, data, prepare", "--seconds: '0'", "--pairs: '3'",
                  "--steps: 'x'", "--config.seed: means nothing", "exists already",
-                 "did you mean --parts?"):  # fmt: skip
+                 "did you mean --parts?", "--batch-sizes: '0'", "--batch-sizes: 'b'",
+                 "'half' is not one of float32", "'round' is not one of auto", "--devices: '-1'",
+                 "'jax' is not torch", "word: not a flag", "--seconds: needs a value"):  # fmt: skip
         assert sum(text in error for error in errors) == 1, (text, errors)
-    assert len(errors) == 7 and (tmp_path / "rows.json").read_text() == "mine"
+    assert len(errors) == 15 and (tmp_path / "rows.json").read_text() == "mine"
     assert benchmark.main(["--parts=data", "--config=nowhere.py"]) == 2
     assert benchmark.main(["--parts=data", CONFIG, "--config.train.batch_size=0"]) == 2
     assert "train.batch_size" in capsys.readouterr().err
+
+
+def test_what_torch_is_set_against(monkeypatch, capsys):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert benchmark.main(["--against=torch", "--parts=data", CONFIG]) == 2
+    errors = capsys.readouterr().err
+    assert "neither is asked for" in errors and "leave out --config" in errors
+    assert "pip install torch" in errors
+    assert benchmark.main(["--parts=step", "--torch-forms=eager"]) == 2
+    assert "means nothing without --against" in capsys.readouterr().err
+
+
+def test_rows_outlast_a_part_that_fails(tmp_path, monkeypatch, capsys):
+    def fails(options):
+        raise RuntimeError("no more")
+
+    found = {"data": lambda options: [row("data", "a", images_per_sec=2.0)], "step": fails}
+    monkeypatch.setattr(benchmark, "_function", found.__getitem__)
+    path = tmp_path / "rows.json"
+    assert benchmark.main(["--parts=step,data", f"--json={path}"]) == 1
+    (kept,) = json.loads(path.read_text())
+    assert (kept["form"], kept["ms"]) == ("a", 500)
+    assert capsys.readouterr().err.endswith("error: RuntimeError: no more\n")
+
+
+def test_a_machine_with_other_work_is_told(monkeypatch, capsys):
+    for load, told in ((0.0, False), (1e3, True)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0, 0))
+        monkeypatch.setattr(benchmark, "_function", lambda part: lambda options: [])
+        assert benchmark.main(["--parts=data"]) == 0
+        assert ("other work" in capsys.readouterr().out) is told
+
+
+def test_no_part_runs_where_only_compiling_is_asked_for(monkeypatch):
+    asked = []
+
+    def compiled(topology, options):
+        asked.append((topology, options.batch_sizes))
+        return []
+
+    monkeypatch.setattr(programs, "compile_for", compiled)
+    assert benchmark.main(["--compile-for=v5e:2x4", "--batch-sizes=2,4"]) == 0
+    assert asked == [("v5e:2x4", (2, 4))]
 
 
 def test_help(capsys):

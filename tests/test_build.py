@@ -158,7 +158,7 @@ def test_how_the_networks_compute(precision, dtype, param_dtype, products):
         assert (policy.dtype, policy.param_dtype) == (dtype, param_dtype)
         assert policy.precision == products
         # On this platform.
-        assert (policy.form, policy.grad) == ("polyphase", "taps")
+        assert (policy.form, policy.grad) == ("products", "products")
     assert experiment(train__conv_form="plain").gan.generator.style.policy.form == "plain"
 
 
@@ -245,7 +245,7 @@ def test_the_summary_says_what_will_run():
         size = sum(x.size for x in jax.tree.leaves(net.params))
         assert f"{size:,} parameters" in rows[name]
     assert "14x14 patches of 16x16" in rows["discriminator"]
-    assert "float32" in rows["precision"] and "polyphase" in rows["precision"]
+    assert "float32" in rows["precision"] and "products" in rows["precision"]
     assert "synthetic" in rows["data"]
     assert "6 " in rows["pairs"] and f"{len(e.eval_frames)} " in rows["pairs"]
     assert "36x36" in rows["images"] and "32x32" in rows["images"] and "mirrored" in rows["images"]

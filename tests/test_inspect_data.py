@@ -16,6 +16,7 @@ from PIL import Image
 from running import CONFIG, ROOT, environment, files, get_config
 
 from p2p_jax import inspect_data
+from p2p_jax.bench.table import aligned
 from p2p_jax.build import build
 from p2p_jax.config import merge
 from p2p_jax.contact import augmented, contact_sheet, stored_picture
@@ -23,7 +24,6 @@ from p2p_jax.data import SOURCES, DataError, DataOptions
 from p2p_jax.data.sources import GATHER
 from p2p_jax.data.survey import Chosen, survey
 from p2p_jax.images import Values
-from p2p_jax.rates import aligned
 
 PALETTE = ((0, 0, 170), (255, 85, 0), (0, 255, 255))
 

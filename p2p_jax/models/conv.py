@@ -1,34 +1,35 @@
-"""Convolutions in two forms that agree to rounding, and gradients that stay fast inside a loop.
+"""Convolutions in three forms that agree to rounding, and gradients that stay fast inside a loop.
 
 Arrays are `[b, h, w, c]`. Kernels keep the plain layout `[kh, kw, in, out]` whatever form computes
 them, so a checkpoint does not know which form trained it.
 
-The 4x4 or 3x3 stride-2 convolution (padding 1) and its transpose have two forms:
-
 * `plain`: one strided or dilated `lax.conv_general_dilated`, as every framework does it.
-* `polyphase`: space-to-depth and a 2x2 convolution, or a 2x2 convolution and depth-to-space.
-  XLA's CPU backend runs dilated convolutions, which are the plain form's gradients, on a slow path.
+* `polyphase`: for the 4x4 or 3x3 stride-2 convolution (padding 1) and its transpose, space-to-depth
+  and a 2x2 convolution, or a 2x2 convolution and depth-to-space.
+* `products`: matrix products where they are faster; see `products`.
 
-`grad="taps"` replaces XLA's gradient of a stride-1 convolution by one matrix product per kernel tap
-(weights) and an ordinary convolution (input): inside a compiled loop XLA's CPU backend otherwise
-computes these gradients some forty times slower.
+`grad="products"` gives the first two the gradients of the third: inside a compiled loop XLA's CPU
+backend otherwise computes gradients of convolutions some forty times slower.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from p2p_jax.models.products import Geometry, correlate, gather, lift
+
 Array = jax.Array
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
+FORMS = ("plain", "polyphase", "products")
 _DIMS = ("NHWC", "HWIO", "NHWC")
+_ONE = ((1, 1), (1, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Policy:
       dtype: of activations and products (`float32`, `bfloat16`, `float64`).
       param_dtype: of parameters and normalisation statistics.
       precision: of products, as `lax.Precision` names it (`highest` is full float32).
-      form: `plain` or `polyphase`, for strided and transposed convolutions.
-      grad: `xla`, or `taps` for the gradients that stay fast inside a loop on CPU.
+      form: of the convolutions, one of `FORMS`.
+      grad: of theirs: `xla`, or `products`, which `form="products"` always has.
     """
 
     dtype: str = "float32"
@@ -50,78 +51,81 @@ class Policy:
     grad: str = "xla"
 
 
-def _conv(x: Array, w: Array, stride: int, padding: Padding, precision: Any) -> Array:
-    return lax.conv_general_dilated(
-        x, w, (stride, stride), padding, dimension_numbers=_DIMS, precision=precision
+def policy_for(platform: str, precision: str, form: str = "auto") -> Policy:
+    """The policy of a run.
+
+    Args:
+      platform: `cpu`, `gpu`, `tpu`, as JAX names it.
+      precision: `float32`, `tf32`, `bfloat16` or `float64`.
+      form: one of `FORMS`, or `auto`: what is fastest there.
+    """
+    dtype = precision if precision in ("float64", "bfloat16") else "float32"
+    if form == "auto":
+        form = "products" if platform == "cpu" else "plain"
+    return Policy(
+        dtype=dtype,
+        param_dtype="float64" if precision == "float64" else "float32",
+        precision={"tf32": "high", "bfloat16": "default"}.get(precision, "highest"),
+        form=form,
+        grad="products" if platform == "cpu" else "xla",
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv_taps(x: Array, w: Array, padding: Padding, precision: str) -> Array:
-    """Stride-1 convolution whose gradients avoid XLA's gradient convolutions."""
-    return _conv(x, w, 1, padding, precision)
+Way = Any  # (x, w, geometry) to an array; differentiable, which its type would not say
 
 
-def _conv_taps_fwd(x, w, padding, precision):
-    return _conv(x, w, 1, padding, precision), (x, w)
+def _xla_gather(x: Array, w: Array, g: Geometry) -> Array:
+    strides = (g.stride, g.stride)
+    return lax.conv_general_dilated(
+        x, w, strides, g.padding, dimension_numbers=_DIMS, precision=g.precision
+    )
 
 
-def _conv_taps_bwd(padding, precision, residuals, g):
-    x, w = residuals
-    kh, kw, c_in, c_out = w.shape
-    (top, bottom), (left, right) = padding
-    flipped = w[::-1, ::-1].swapaxes(2, 3)
-    reach = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
-    dx = _conv_taps(g, flipped, reach, precision)
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    gh, gw = g.shape[1:3]
-    flat_g = g.reshape(-1, c_out)
-    taps = [
-        jnp.matmul(
-            padded[:, i : i + gh, j : j + gw].reshape(-1, c_in).T, flat_g, precision=precision
-        )
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    return dx, jnp.stack(taps).reshape(w.shape)
+def _chosen(form: Way, products: Way, x: Array, w: Array, g: Geometry, policy: Policy) -> Array:
+    """The form that the policy wants, with the gradients that it wants."""
+    if policy.form == "products":
+        return products(x, w, g)
+    if policy.grad == "xla":
+        return form(x, w, g)
+    return _with_products_gradients(form, products, g, x, w)
 
 
-_conv_taps.defvjp(_conv_taps_fwd, _conv_taps_bwd)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _with_products_gradients(form: Way, products: Way, g: Geometry, x: Array, w: Array) -> Array:
+    del products
+    return form(x, w, g)
+
+
+def _forward(form: Way, products: Way, g: Geometry, x: Array, w: Array):
+    del products
+    return form(x, w, g), (x, w)
+
+
+def _backward(form: Way, products: Way, g: Geometry, saved: tuple[Array, Array], bar: Array):
+    del form
+    x, w = saved
+    if products is gather:
+        return lift(bar, w, g), correlate(x, bar, g)
+    return gather(bar, w, g), correlate(bar, x, g)
+
+
+_with_products_gradients.defvjp(_forward, _backward)
 
 
 def conv(x: Array, w: Array, padding: Padding, policy: Policy) -> Array:
-    """Stride-1 convolution of `[b, h, w, c]` with a `[kh, kw, c, o]` kernel.
+    """Stride-1 convolution of `[b, h, w, c]` with a `[k, k, c, o]` kernel.
 
     Args:
       x: input.
       w: kernel.
       padding: zeros before and after, per spatial axis.
-      policy: the product's precision, and which gradients.
+      policy: form, precision and gradients.
 
     Returns:
       `[b, h', w', o]`.
     """
-    if policy.grad == "taps":
-        return _conv_taps(x, w, padding, policy.precision)
-    return _conv(x, w, 1, padding, policy.precision)
-
-
-def _with_gradients_of(
-    polyphase: Callable[[Array, Array, Policy], Array],
-) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
-    """Gives a plain form, where `grad="taps"`, the gradients of its polyphase twin."""
-
-    def decorate(plain: Callable[[Array, Array, Policy], Array]) -> Callable[..., Array]:
-        def backward(policy: Policy, residuals: tuple[Array, Array], g: Array):
-            twin = dataclasses.replace(policy, form="polyphase")
-            _, pull = jax.vjp(lambda x, w: polyphase(x, w, twin), *residuals)
-            return pull(g)
-
-        taps = jax.custom_vjp(plain, nondiff_argnums=(2,))
-        taps.defvjp(lambda x, w, policy: (plain(x, w, policy), (x, w)), backward)
-        return lambda x, w, policy: (taps if policy.grad == "taps" else plain)(x, w, policy)
-
-    return decorate
+    g = Geometry(w.shape[0], 1, padding, (x.shape[1], x.shape[2]), False, policy.precision)
+    return _chosen(_xla_gather, gather, x, w, g, policy)
 
 
 def space_to_depth(x: Array) -> Array:
@@ -161,12 +165,17 @@ def conv_down(x: Array, w: Array, policy: Policy) -> Array:
     Returns:
       `[b, h // 2, w // 2, o]`.
     """
-    if policy.form == "plain":
-        return _plain_down(x, w, policy)
+    g = Geometry(w.shape[0], 2, _ONE, (x.shape[1], x.shape[2]), False, policy.precision)
+    form = _polyphase_down if policy.form == "polyphase" else _xla_gather
+    return _chosen(form, gather, x, w, g, policy)
+
+
+def _polyphase_down(x: Array, w: Array, g: Geometry) -> Array:
     # An odd size gets no padding behind: the window that would read it has no room.
     spatial = [(1, 1 - size % 2, 0) for size in x.shape[1:3]]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
-    return conv(space_to_depth(x), _phase_kernel(_as_4x4(w)), ((0, 0), (0, 0)), policy)
+    none = dataclasses.replace(g, stride=1, padding=((0, 0), (0, 0)))
+    return _xla_gather(space_to_depth(x), _phase_kernel(_as_4x4(w)), none)
 
 
 def conv_up(x: Array, w: Array, policy: Policy) -> Array:
@@ -182,24 +191,25 @@ def conv_up(x: Array, w: Array, policy: Policy) -> Array:
     Returns:
       `[b, 2h, 2w, o]`.
     """
-    if policy.form == "plain":
-        return _plain_up(x, w, policy)
+    size = (2 * x.shape[1], 2 * x.shape[2])
+    g = Geometry(w.shape[0], 2, _ONE, size, True, policy.precision)
+    form = _polyphase_up if policy.form == "polyphase" else _plain_up
+    return _chosen(form, lift, x, w, g, policy)
+
+
+def _polyphase_up(x: Array, w: Array, g: Geometry) -> Array:
     w = _as_4x4(w)
     c, o = w.shape[2:]
     # Kernel rows (0, 1) belong to input row i, rows (2, 3) to row i - 1; within a pair the first
     # row makes output row 2i - 1 and the second output row 2i.
     phases = w.reshape(2, 2, 2, 2, c, o)[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
-    y = conv(x, phases.reshape(2, 2, c, 4 * o), ((1, 1), (1, 1)), policy)
+    at_once = dataclasses.replace(g, stride=1)
+    y = _xla_gather(x, phases.reshape(2, 2, c, 4 * o), at_once)
     return depth_to_space(y)[:, 1:-1, 1:-1]
 
 
-@_with_gradients_of(conv_down)
-def _plain_down(x: Array, w: Array, policy: Policy) -> Array:
-    return _conv(x, w, 2, ((1, 1), (1, 1)), policy.precision)
-
-
-@_with_gradients_of(conv_up)
-def _plain_up(x: Array, w: Array, policy: Policy) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _plain_up(x: Array, w: Array, g: Geometry) -> Array:
     before = w.shape[0] - 2
     return lax.conv_general_dilated(
         x,
@@ -208,8 +218,23 @@ def _plain_up(x: Array, w: Array, policy: Policy) -> Array:
         ((before, 2), (before, 2)),
         lhs_dilation=(2, 2),
         dimension_numbers=_DIMS,
-        precision=policy.precision,
+        precision=g.precision,
     )
+
+
+def _plain_up_back(g: Geometry, saved: tuple[Array, Array], bar: Array):
+    """The gradients as those of the strided convolution that this is the transpose of.
+
+    Left to itself, the kernel's gradient comes out mirrored, and XLA for TPU turns activations
+    round rather than kernels.
+    """
+    x, w = saved
+    dx, pull = jax.vjp(lambda k: _xla_gather(bar, k, g), w.swapaxes(2, 3))
+    (dw,) = pull(x)
+    return dx, dw.swapaxes(2, 3)
+
+
+_plain_up.defvjp(lambda x, w, g: (_plain_up(x, w, g), (x, w)), _plain_up_back)
 
 
 def upsample_conv(x: Array, w: Array, policy: Policy) -> Array:
@@ -225,7 +250,7 @@ def upsample_conv(x: Array, w: Array, policy: Policy) -> Array:
     """
     if policy.form == "plain":
         x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return conv(x, w, ((1, 1), (1, 1)), policy)
+        return conv(x, w, _ONE, policy)
     # An even output row reads input rows (i - 1, i, i), an odd one (i, i, i + 1): kernel rows that
     # meet the same input row add up. That makes exactly the 4x4 transposed kernel below.
     for axis in (0, 1):
@@ -252,7 +277,7 @@ def bilinear_conv(x: Array, w: Array, policy: Policy) -> Array:
         before, after = (lax.slice_in_dim(wide, k, k + n, axis=axis) for k in (0, 2))
         x = jnp.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis + 1)
         x = x.reshape(*x.shape[:axis], 2 * n, *x.shape[axis + 2 :])
-    return conv(x, w, ((1, 1), (1, 1)), policy)
+    return conv(x, w, _ONE, policy)
 
 
 def shuffle_conv(x: Array, w: Array, policy: Policy) -> Array:
@@ -266,7 +291,7 @@ def shuffle_conv(x: Array, w: Array, policy: Policy) -> Array:
     Returns:
       `[b, 2h, 2w, o]`.
     """
-    return depth_to_space(conv(x, w, ((1, 1), (1, 1)), policy))
+    return depth_to_space(conv(x, w, _ONE, policy))
 
 
 def reflect_conv(x: Array, w: Array, policy: Policy) -> Array:

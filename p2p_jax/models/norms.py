@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -42,6 +44,95 @@ def norm_layer(style: Any, name: str) -> nn.Module:
     }[style.norm]()
 
 
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class Moments(NamedTuple):
+    """Mean and variance of each group, at least float32; reduced axes have length 1."""
+
+    mean: Array
+    var: Array
+
+
+class Axes(NamedTuple):
+    """What is normalised together.
+
+    Attributes:
+      pixels: the axes that the parameters do not have.
+      channels: those of a group's channels, which they do.
+      across: a mesh axis that pixels are split over as well, or None.
+    """
+
+    pixels: tuple[int, ...]
+    channels: tuple[int, ...] = ()
+    across: str | None = None
+
+    def mean(self, values: Array) -> Array:
+        """Over all of them."""
+        value = values.mean(self.pixels + self.channels, keepdims=True)
+        return lax.pmean(value, self.across) if self.across else value
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalised(
+    x: Array, scale: Array, bias: Array, eps: float, axes: Axes
+) -> tuple[Array, Moments]:
+    """Normalises by the mean and variance over some axes.
+
+    The backward pass keeps the input alone, as it is stored, and computes the rest again: what a
+    network's norms would keep otherwise is as much as all its activations, in float32.
+
+    Args:
+      x: `[n, ..., channels]`.
+      scale: of the result; the shape of x with length 1 for n and the pixels.
+      bias: likewise.
+      eps: added to the variance.
+      axes: of x.
+
+    Returns:
+      The result, like x, and the moments, which pass no gradient on.
+    """
+    return _computed(x, scale, bias, eps, axes)
+
+
+def _computed(x: Array, scale: Array, bias: Array, eps: float, axes: Axes) -> tuple[Array, Moments]:
+    y = _wide(x)
+    mean = axes.mean(y)
+    var = axes.mean(jnp.square(y - mean))
+    return _affine(y, mean, var, scale, bias, eps).astype(x.dtype), Moments(mean, var)
+
+
+def _affine(y: Array, mean: Array, var: Array, scale: Array, bias: Array, eps: float) -> Array:
+    return (y - mean) * lax.rsqrt(var + eps) * scale + bias
+
+
+def _forward(x: Array, scale: Array, bias: Array, eps: float, axes: Axes):
+    # Not `normalised`: second derivatives go through what is kept, which that passes none on to.
+    y, moments = _computed(x, scale, bias, eps, axes)
+    return (y, moments), (x, scale, moments)
+
+
+def _backward(eps: float, axes: Axes, saved: Any, bars: tuple[Array, Moments]):
+    x, scale, (mean, var) = saved
+    bar, root = _wide(bars[0]), lax.rsqrt(var + eps)
+    unit = (_wide(x) - mean) * root
+    # Sums over pixels serve the parameters and, over each group's channels, the input.
+    ones, units = (v.sum(axes.pixels, keepdims=True) for v in (bar, bar * unit))
+    count = math.prod(x.shape[axis] for axis in axes.pixels + axes.channels)
+
+    def share(sums: Array) -> Array:
+        value = (sums * scale).sum(axes.channels, keepdims=True) / count
+        return lax.pmean(value, axes.across) if axes.across else value
+
+    dx = root * (bar * scale - share(ones) - unit * share(units))
+    dscale, dbias = (sums.sum(0, keepdims=True).astype(scale.dtype) for sums in (units, ones))
+    return dx.astype(x.dtype), dscale, dbias
+
+
+normalised.defvjp(_forward, _backward)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation with statistics per group of consecutive examples.
 
@@ -80,41 +171,24 @@ class BatchNorm(nn.Module):
         group = b if running else self.group or b
         if b % group:
             raise ValueError(f"norm_group={group} does not divide the {b} examples of a device")
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        y = y.reshape(b // group, group, *x.shape[1:])
+        y = x.reshape(b // group, group, *x.shape[1:])
+        scale, bias = (v.reshape(1, 1, 1, 1, c) for v in (scale, bias))
         if running:
             mean, var = (v.value.reshape(1, 1, 1, 1, c) for v in (mean_avg, var_avg))
-        else:
-            mean, var = self._statistics(y)
-            if self.is_mutable_collection("stats") and not self.is_initializing():
-                self._update(mean_avg, var_avg, mean, var, y)
-        y = (y - mean) * lax.rsqrt(var + self.eps)
-        y = y * scale.reshape(1, 1, 1, 1, c) + bias.reshape(1, 1, 1, 1, c)
-        return y.reshape(x.shape).astype(x.dtype)
-
-    @property
-    def _across(self) -> str | None:
-        """The mesh axis that statistics are averaged over, where they are."""
-        return self.axis if self.group == 0 and not self.is_initializing() else None
-
-    def _statistics(self, y: Array) -> tuple[Array, Array]:
-        across = self._across
-
-        def mean_of(value: Array) -> Array:
-            value = value.mean((1, 2, 3), keepdims=True)
-            return lax.pmean(value, across) if across else value
-
-        mean = mean_of(y)
-        return mean, mean_of(jnp.square(y - mean))
-
-    def _update(self, mean_avg, var_avg, mean, var, y) -> None:
-        """Moves the running statistics towards this batch's, averaged over its groups."""
-        across = self._across
-        count = y.shape[1] * y.shape[2] * y.shape[3] * (lax.axis_size(across) if across else 1)
-        unbias = count / max(count - 1, 1)  # PyTorch stores the unbiased variance
-        for avg, new in ((mean_avg, mean), (var_avg, var * unbias)):
-            new = new.mean((0, 1, 2, 3)).astype(avg.value.dtype)
-            avg.value = self.momentum * avg.value + (1 - self.momentum) * new
+            y = _affine(_wide(y), mean, var, scale, bias, self.eps)
+            return y.reshape(x.shape).astype(x.dtype)
+        # The mesh axis that statistics are averaged over, where they are.
+        across = self.axis if self.group == 0 and not self.is_initializing() else None
+        made: Any = normalised(y, scale, bias, self.eps, Axes((1, 2, 3), across=across))
+        y, (mean, var) = made
+        if self.is_mutable_collection("stats") and not self.is_initializing():
+            count = y[0, ..., 0].size * (lax.axis_size(across) if across else 1)
+            unbias = count / max(count - 1, 1)  # PyTorch stores the unbiased variance
+            for avg, new in ((mean_avg, mean), (var_avg, var * unbias)):
+                # Moved towards this batch's, averaged over its groups.
+                new = lax.stop_gradient(new).mean((0, 1, 2, 3)).astype(avg.value.dtype)
+                avg.value = self.momentum * avg.value + (1 - self.momentum) * new
+        return y.reshape(x.shape)
 
 
 class GroupNorm(nn.Module):
@@ -144,17 +218,15 @@ class GroupNorm(nn.Module):
         """Normalises `[b, h, w, c]`; `running` changes nothing."""
         del running
         b, h, w, c = x.shape
-        groups = _divisor(c, self.groups or c)
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(b, h, w, groups, c // groups)
-        mean = y.mean((1, 2, 4), keepdims=True)
-        var = jnp.square(y - mean).mean((1, 2, 4), keepdims=True)
-        y = ((y - mean) * lax.rsqrt(var + self.eps)).reshape(x.shape)
+        groups, param_dtype = _divisor(c, self.groups or c), self.policy.param_dtype
+        scale, bias = jnp.ones((c,), param_dtype), jnp.zeros((c,), param_dtype)
         if self.affine:
-            param_dtype = self.policy.param_dtype
             scale = self.param("scale", Normal(1.0, self.scale_std), (c,), param_dtype)
             bias = self.param("bias", nn.initializers.zeros, (c,), param_dtype)
-            y = y * scale.reshape(1, 1, 1, c) + bias.reshape(1, 1, 1, c)
-        return y.astype(x.dtype)
+        parameters = (v.reshape(1, 1, 1, groups, -1) for v in (scale, bias))
+        y = x.reshape(b, h, w, groups, c // groups)
+        made: Any = normalised(y, *parameters, self.eps, Axes((1, 2), (4,)))
+        return made[0].reshape(x.shape)
 
 
 def _divisor(channels: int, most: int) -> int:

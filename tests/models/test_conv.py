@@ -26,7 +26,7 @@ def _conv(x, w, policy):
 
 
 FUNCTIONS = {"down": conv_down, "up": conv_up, "nearest": upsample_conv, "conv": _conv}
-WAYS = list(itertools.product(("plain", "polyphase"), ("xla", "taps")))
+WAYS = [*itertools.product(("plain", "polyphase"), ("xla", "products")), ("products", "products")]
 SIZES = {
     "down": [(6, 6), (4, 10), (7, 5), (6, 3), (2, 2)],
     "up": [(4, 4), (2, 5), (3, 1), (1, 1), (2, 2)],
@@ -89,7 +89,7 @@ def test_down_drops_the_last_odd_row_and_column():
     "kind,form",
     [("down", "plain"), ("up", "plain"), ("down", "polyphase"), ("nearest", "polyphase")],
 )
-def test_second_derivatives_go_through_the_taps(kind, form):
+def test_second_derivatives_go_through_products(kind, form):
     with jax.enable_x64(True):
         x, w, _ = arrays(kind, (4, 4), "float64", batch=1, channels=2)
 
@@ -103,10 +103,10 @@ def test_second_derivatives_go_through_the_taps(kind, form):
 
         both = {
             grad: lambda x, w, grad=grad: jax.grad(penalty, (1, 2))(grad, x, w)
-            for grad in ("xla", "taps")
+            for grad in ("xla", "products")
         }
         got = quick_jit(lambda x, w: {name: fn(x, w) for name, fn in both.items()})(x, w)
-        for a, b in zip(got["taps"], got["xla"], strict=True):
+        for a, b in zip(got["products"], got["xla"], strict=True):
             assert rel(a, b) < 1e-12
 
 
@@ -119,7 +119,7 @@ def test_space_to_depth_orders_row_column_channel():
     assert (depth_to_space(jnp.asarray(y)) == x).all()
 
 
-@pytest.mark.parametrize("grad", ["xla", "taps"])
+@pytest.mark.parametrize("grad", ["xla", "products"])
 @pytest.mark.parametrize("form", ["plain", "polyphase"])
 def test_precision_reaches_every_product(form, grad):
     """Forward and backward: a product left at the default would be rounded on accelerators."""

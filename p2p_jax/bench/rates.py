@@ -1,82 +1,16 @@
-"""Measuring, for benchmarks and inspections: the machine, rates, and tables of them."""
+"""How fast pairs are decoded, and how fast feeds give them."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from p2p_jax.data import Feed, Frames, HostCache, IndexFeed
 
-_PACKAGES = ("jax", "jaxlib", "numpy", "simplejpeg", "pillow")
 _AHEAD = 4  # batches that a feed may have ready, or nearly, when a measurement begins
-
-
-def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def machine() -> dict[str, Any]:
-    """What figures depend on: processor, cores, memory in bytes, and versions."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        names = [value.strip() for key, _, value in lines if key.strip() == "model name"]
-        model = names[0] if names else model
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {
-        "cpu": model,
-        "cores": cores(),
-        "memory": memory(),
-        "versions": {"python": platform.python_version()} | versions,
-    }
-
-
-def machine_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What `machine` found, as rows of a name and a text."""
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    return [
-        ("processor", f"{found['cpu']}, {found['cores']} cores, {size(found['memory'])} of memory"),
-        ("versions", versions),
-    ]
-
-
-def size(count: float) -> str:
-    """So many bytes in words."""
-    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
-        if count >= 10**power:
-            return f"{count / 10**power:.3g} {unit}"
-    return f"{count:g} bytes"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table whose first row is its head; columns of numbers are flush right."""
-    made = []
-    for column in zip(*rows, strict=True):
-        width = max(map(len, column))
-        numbers = all(_is_number(cell) for cell in column[1:])
-        made.append([cell.rjust(width) if numbers else cell.ljust(width) for cell in column])
-    return ["  ".join(cells).rstrip() for cells in zip(*made, strict=True)]
-
-
-def _is_number(cell: str) -> bool:
-    return cell in ("", "-") or cell.replace(",", "").replace(".", "").isdecimal()
-
-
-# --- rates ---------------------------------------------------------------------------------------
 
 
 def one_thread(function: Callable[[Any], Any], items: Sequence[Any], seconds: float) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from p2p_jax.rates import cores
+from p2p_jax.bench.machine import cores
 
 _PICTURES = 64  # different ones; others are these, shifted
 _QUALITY = 90

@@ -1,10 +1,7 @@
-"""The parts of `p2p_jax.benchmark` that concern data: reading it, waiting for it, preparing it."""
+"""The parts that concern data alone: reading it (`data`), and preparing it (`prepare`)."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
 import multiprocessing
 import resource
 import statistics
@@ -14,10 +11,12 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from p2p_jax import report, train
-from p2p_jax.build import Experiment, build
+from p2p_jax.bench.jpegs import write_pairs
+from p2p_jax.bench.machine import cores
+from p2p_jax.bench.rates import all_threads, feed_rate, indices_alone, one_thread, streaming
+from p2p_jax.bench.rows import Options, Row, in_turn, row
+from p2p_jax.build import build
 from p2p_jax.config import Config, base, merge
-from p2p_jax.console import Console
 from p2p_jax.data import Frames, HostCache
 from p2p_jax.data.builders import Blob, Prepared, Recipe, prepare
 from p2p_jax.data.decoding import decode
@@ -25,45 +24,9 @@ from p2p_jax.data.folder import HALVES
 from p2p_jax.data.origins import Files
 from p2p_jax.data.pairs import Log
 from p2p_jax.data.sources import GATHER, SOURCES
-from p2p_jax.jpegs import write_pairs
-from p2p_jax.rates import all_threads, cores, feed_rate, indices_alone, one_thread, streaming
 from p2p_jax.validate import data_options
 
-Row = dict[str, Any]
 PAIRS = 256  # that `data` reads, where they are generated
-ROUNDS = 3  # of each measurement, in turn; the median counts
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to measure.
-
-    Attributes:
-      config: the user's, or None: generated pairs, and small networks.
-      seconds: that each measurement takes in each round.
-      pairs: that `prepare` prepares.
-      steps: that `wait` trains for.
-      folder: for whatever is generated.
-      log: told what takes time.
-    """
-
-    config: Config | None
-    seconds: float
-    pairs: int
-    steps: int
-    folder: Path
-    log: Log
-
-
-def row(part: str, form: str, **found: Any) -> Row:
-    """A row of results; figures that make no sense for it are None."""
-    figures = ("precision", "batch_size", "images_per_sec", "ms", "ratio")
-    values: Row = {"part": part, "impl": "p2p_jax", "form": form}
-    values |= dict.fromkeys(figures)
-    values |= found
-    if values["ms"] is None and values["images_per_sec"]:
-        values["ms"] = 1000 * (values["batch_size"] or 1) / values["images_per_sec"]
-    return values
 
 
 # --- generated pairs -----------------------------------------------------------------------------
@@ -84,7 +47,7 @@ def generated(options: Options, name: str, count: int, **changes: Any) -> Config
     return merge(base(), keys | {key.replace("__", "."): v for key, v in changes.items()})
 
 
-def _log(options: Options) -> Log:
+def quiet(options: Options) -> Log:
     """Of what is generated, preparing is not worth a word."""
     return options.log if options.config else lambda line: None
 
@@ -99,7 +62,7 @@ def data(options: Options) -> list[Row]:
     together, decoding and nothing else, is the most that a feed can.
     """
     config = options.config or generated(options, "pairs", PAIRS, train__batch_size=16)
-    log = _log(options)
+    log = quiet(options)
     experiment = build(config, log)
     frames, batch = experiment.train_frames, experiment.train.batch_size
     threads, steps = experiment.train.threads, experiment.train.steps_per_dispatch
@@ -134,15 +97,6 @@ def data(options: Options) -> list[Row]:
     return rows
 
 
-def in_turn(ways: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """Each measured once a round, so that what disturbs the machine disturbs all alike."""
-    found: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(ROUNDS):
-        for way, measure in ways.items():
-            found[way].append(measure())
-    return found
-
-
 def _raw(config: Config, frames: Frames, log: Log) -> tuple[Callable[[Any], Any], Sequence[Any]]:
     """What decodes a pair and does nothing else, and the stored pairs, in memory."""
     options = data_options(config)
@@ -167,63 +121,6 @@ def _decode_all(files: Sequence[bytes]) -> None:
             simplejpeg.decode_jpeg(file, "RGB", fastdct=False, fastupsample=False)
         else:
             decode(file)
-
-
-# --- wait ----------------------------------------------------------------------------------------
-
-_SMALL = {
-    "data.load_size": (72, 72),
-    "data.crop_size": (64, 64),
-    "model.generator.depth": 4,
-    "model.generator.base_features": 16,
-    "model.generator.dropout": (1,),
-    "model.discriminator.layers": 2,
-    "model.discriminator.base_features": 16,
-    "train.batch_size": 4,
-    "train.steps_per_dispatch": 4,
-    "eval.examples": 1,
-    "eval.sample_count": 1,
-}
-
-
-def wait(options: Options) -> list[Row]:
-    """How long the training loop waits for data, with each cache, once that is warm."""
-    config = options.config
-    if config is None:
-        config = merge(generated(options, "few", 32), _SMALL)
-    every = max(1, options.steps // 8)
-    fixed = {f"train.{name}_every": options.steps for name in ("eval", "sample", "save")}
-    # All pairs are to be seen within a quarter of the run.
-    most = max(1, options.steps * config.train.batch_size // 4)
-    fixed["data.max_examples"] = min(config.data.max_examples or most, most)
-    fixed |= {"train.steps": options.steps, "train.log_every": every}
-    rows = []
-    for cache in ("none", "host", "device"):
-        options.log(f"training {options.steps} steps with data.cache={cache}")
-        experiment = build(merge(config, fixed | {"data.cache": cache}), _log(options))
-        lines = _trained(experiment, options.folder / f"wait_{cache}")
-        steady = lines[len(lines) // 2 :]  # the caches are warm, and so is the machine
-        batch = experiment.train.batch_size
-        rows.append(
-            row(
-                "wait",
-                f"cache {cache}",
-                precision=config.train.precision,
-                batch_size=batch,
-                images_per_sec=statistics.median(line["images_per_sec"] for line in steady),
-                data_wait_frac=statistics.fmean(line["data_wait_frac"] for line in steady),
-                steps=options.steps,
-            )
-        )
-    return rows
-
-
-def _trained(experiment: Experiment, workdir: Path) -> list[dict[str, Any]]:
-    """The lines that a training leaves in its log; it prints nothing."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        if train.train(experiment, workdir, Console(), {}) != train.DONE:
-            raise KeyboardInterrupt  # what was measured so far would be of another length
-    return [line for line in report.read(workdir) if line["split"] == "train"]
 
 
 # --- prepare -------------------------------------------------------------------------------------
