@@ -166,7 +166,10 @@ LAYERS: dict[str, set[str] | object] = {
         *("objectives", "optim", "state", "tasks"),
     },
     "bench.peak": set(),
-    "bench.programs": {"bench.nets", "bench.peak", "bench.rows", "objectives", "state", "step"},
+    "bench.traffic": set(),
+    "bench.programs": {
+        *("bench.nets", "bench.peak", "bench.rows", "bench.traffic", "objectives", "state", "step"),
+    },
     # What they do with a config is in functions that import when they are called.
     "bench.subject": {"bench.nets", "bench.rows", "build", "config", "networks", "state"},
     "bench.running": {
@@ -182,6 +185,7 @@ LAYERS: dict[str, set[str] | object] = {
     "bench.data": BELOW,
     "bench.loop": BELOW,
     "bench.start": BELOW,
+    "bench.accelerator": BELOW,
     "bench": set(),
     "benchmark": BELOW,
 }

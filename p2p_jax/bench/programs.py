@@ -1,4 +1,11 @@
-"""What compiled programs say of themselves, and the training step compiled for TPUs elsewhere."""
+"""What compiled programs say of themselves, and the training step compiled for TPUs elsewhere.
+
+Three figures tell of bytes. `bytes_accessed` is XLA's cost analysis, which on a TPU counts each
+prefetch into on-chip memory for a multiple of what it moves and what lies there as if it came from
+HBM. `operation_bytes` is what operations have as operands and results, wherever that lies, without
+prefetches; `hbm_bytes` is what is moved to and from HBM by operations and prefetches alike, and the
+one to divide by the chip's bandwidth.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from p2p_jax.bench import nets, peak
 from p2p_jax.bench.rows import Options, Problems, Row, row
+from p2p_jax.bench.traffic import Traffic, arrays, traffic
 from p2p_jax.objectives import HYPER
 from p2p_jax.state import Gan
 from p2p_jax.step import make_train_step
@@ -28,7 +36,6 @@ _COLLECTIVES = (
 )
 # `%name = SHAPE all-reduce(...)`, or `all-reduce-start(...)`, whose `-done` is no other one.
 _USE = re.compile(rf" = (.*?) ({'|'.join(_COLLECTIVES)})(?:-start)?\(")
-_ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)[a-z0-9]*)\[([\d,]*)\]")
 
 
 def collectives(text: str) -> tuple[dict[str, int], int]:
@@ -45,17 +52,8 @@ def collectives(text: str) -> tuple[dict[str, int], int]:
     for shape, kind in _USE.findall(text):
         counts[kind] += 1
         if kind == "all-reduce":
-            reduced += _bytes(shape)
+            reduced += sum(array.size for array in arrays(shape))
     return dict(counts), reduced
-
-
-def _bytes(shape: str) -> int:
-    """Of an array or a tuple of arrays, as a program's text has it: `(f32[8,3]{1,0}, f32[])`."""
-    total = 0
-    for kind, bits, sides in _ARRAY.findall(shape):
-        count = int(np.prod([int(side) for side in sides.split(",") if side], dtype=np.int64))
-        total += count * (8 if kind == "pred" else int(bits))
-    return total // 8
 
 
 def costs(program: Any) -> dict[str, Any]:
@@ -73,19 +71,28 @@ def described(compiled: Any) -> dict[str, Any]:
     A loop's body counts once: of a program that trains for several steps, this is one of them.
 
     Returns:
-      `flops`; `bytes_accessed`, of all operations, whether in memory or in a cache; `peak_memory`,
-      bytes that the program needs: arguments (state and images), temporaries, and those outputs
-      that do not take the place of an argument; `temporaries`, alone, at their most;
-      `all_reduces`, how many; `reduced_bytes`, what they sum; `collectives`, how many of each other
-      kind.
+      `flops`; `bytes_accessed`, of all operations, whether in memory or in a cache; `hbm_bytes`,
+      `operation_bytes` and `outside_bytes`, of TPUs only, whose programs say which memory an array
+      lies in: see `Traffic`; `peak_memory`, bytes that the program needs: arguments (state and
+      images), temporaries, and those outputs that do not take the place of an argument;
+      `temporaries`, alone, at their most; `all_reduces`, how many; `reduced_bytes`, what they sum;
+      `collectives`, how many of each other kind.
     """
-    counts, reduced = collectives(compiled.as_text() or "")
+    text = compiled.as_text() or ""
+    counts, reduced = collectives(text)
+    moved = traffic(text)._asdict() if _platform(compiled) == "tpu" else {}
     return costs(compiled) | {
+        **{name: moved.get(name) for name in Traffic._fields},
         **_memory(compiled.memory_analysis()),
         "all_reduces": counts.pop("all-reduce", 0),
         "reduced_bytes": reduced,
         "collectives": counts,
     }
+
+
+def _platform(compiled: Any) -> str:
+    """Of the devices that a program is for, which need not be there."""
+    return next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set)).platform
 
 
 def _memory(found: Any) -> Row:
@@ -183,7 +190,7 @@ def _compiled(gan: Gan, mesh: Mesh, batch: int, precision: str, form: str, topol
         device_kind=kind,
         compile_seconds=time.perf_counter() - begin,
         # What the device needs at least to move and to compute so much.
-        traffic_ms=_least(told["bytes_accessed"], bandwidth),
+        traffic_ms=_least(told["hbm_bytes"], bandwidth),
         arithmetic_ms=_least(told["flops"], most),
         **told,
     )

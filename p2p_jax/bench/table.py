@@ -89,6 +89,9 @@ def _program(row: Row) -> str:
         told.append(f"{row['flops'] / 1e9:.4g} GFLOP")
     if row.get("bytes_accessed"):
         told.append(f"{size(row['bytes_accessed'])} accessed")
+    if row.get("hbm_bytes"):
+        outside = f"{size(row['outside_bytes'])} of it outside of loops"
+        told.append(f"{size(row['hbm_bytes'])} to and from HBM ({outside})")
     if row.get("peak_memory"):
         told.append(f"{size(row['peak_memory'])} of memory")
     if row.get("all_reduces"):

@@ -52,6 +52,13 @@ def test_costs_that_a_backend_does_not_tell_are_none():
     assert programs.costs(Silent({"flops": -1.0, "bytes accessed": 2}))["bytes_accessed"] == 2
 
 
+def test_what_lies_where_is_told_of_tpus_alone():
+    compiled = jax.jit(lambda x: x @ x + 1).lower(jax.ShapeDtypeStruct((8, 8), "float32")).compile()
+    told = programs.described(compiled)
+    assert told["bytes_accessed"] > 0
+    assert told["hbm_bytes"] is told["operation_bytes"] is told["outside_bytes"] is None
+
+
 def options(**changes) -> Options:
     return Options(folder=Path("nowhere"), log=lambda line: None, **changes)
 
@@ -82,7 +89,12 @@ def test_compiling_for_tpus(monkeypatch):
     least = sum(4 * leaf.size for leaf in params)
     assert least <= found["reduced_bytes"] <= 1.02 * least + 64
     assert found["all_reduces"] >= 2 and found["collectives"] == {}
-    assert found["traffic_ms"] == pytest.approx(1e3 * found["bytes_accessed"] / 819e9)
+    assert 0 <= found["outside_bytes"] < found["hbm_bytes"] < found["bytes_accessed"]
+    # Prefetches beside what operations use add less than that again.
+    assert 0 < found["hbm_bytes"] < 2 * found["operation_bytes"]
+    # Parameters and Adam's two moments of them are read and written at least.
+    assert found["operation_bytes"] > 6 * least
+    assert found["traffic_ms"] == pytest.approx(1e3 * found["hbm_bytes"] / 819e9)
     assert found["arithmetic_ms"] == pytest.approx(1e3 * found["flops"] / 197e12)
     assert os.environ["TPU_WORKER_HOSTNAMES"] == "mine"
     assert "TPU_SKIP_MDS_QUERY" not in os.environ
