@@ -33,7 +33,8 @@ Of the parts `step` and `infer`:
 
 They report MFU as well, the share of the device's peak that the networks' work comes to: of a peak
 that matrix products reach here in that precision, and of the data sheet's where that is known; and
-what the compiled program says of itself: operations, bytes accessed, memory, all-reduces.
+what the compiled program says of itself: operations, bytes accessed, memory, all-reduces; of a
+TPU's, the bytes that go to and from its memory as well.
 
 --compile-for compiles the step of the paper's networks for a slice of a TPU pod that need not be
 there (it needs the package libtpu, and three to six minutes for each program), and tells the same,

@@ -108,12 +108,11 @@ def make_gan(config: Config) -> Gan:
     """Networks, losses and optimisers of a config; no data is needed."""
     policy, loss, optim = make_policy(config), config.loss, config.optim
     task = make_task(config)
-    apart = jax.devices()[0].platform == "cpu"
     return Gan(
         generator=make_generator(config, task.channels[1], task.output),
         discriminator=make_discriminator(config),
-        gen_tx=adam(optim.gen.b1, optim.gen.b2, optim.gen.eps, apart),
-        disc_tx=adam(optim.disc.b1, optim.disc.b2, optim.disc.eps, apart),
+        gen_tx=adam(optim.gen.b1, optim.gen.b2, optim.gen.eps),
+        disc_tx=adam(optim.disc.b1, optim.disc.b2, optim.disc.eps),
         adversarial=ADVERSARIAL[loss.adversarial],
         reconstruction=tuple((name, fn) for name, fn in RECONSTRUCTION.items() if loss[name]),
         feature_matching=bool(loss.feature_matching),

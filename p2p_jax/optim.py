@@ -18,18 +18,10 @@ import jax.numpy as jnp
 import optax
 
 
-def adam(b1: float, b2: float, eps: float, apart: bool = False) -> optax.GradientTransformation:
+def adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """Adam without its learning rate (Kingma and Ba 2015); eps outside the root, as in PyTorch.
 
     It is `optax.scale_by_adam`, its state included, in as few passes over the leaves as can be.
-
-    Args:
-      b1: share of the old first moment that is kept.
-      b2: of the second.
-      eps: added to the root.
-      apart: the update is computed from the new moments as stored, not together with them. XLA's
-        CPU backend makes no loop of several results: it would compute the moments twice, from
-        copies of the old ones.
     """
 
     def update(
@@ -41,8 +33,11 @@ def adam(b1: float, b2: float, eps: float, apart: bool = False) -> optax.Gradien
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (g * g), state.nu, updates)
 
-        if apart:
-            mu, nu = jax.lax.optimization_barrier((mu, nu))
+        # XLA's CPU backend makes no loop of several results: it would compute the moments once more
+        # for the update, from copies of the old ones. Elsewhere one loop does all three.
+        mu, nu = jax.lax.platform_dependent(
+            mu, nu, cpu=lambda *both: jax.lax.optimization_barrier(both), default=lambda *both: both
+        )
 
         def updated(m: jax.Array, v: jax.Array) -> jax.Array:
             c1, c2 = (1 - jnp.asarray(b, m.dtype) ** count for b in (b1, b2))

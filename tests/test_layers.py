@@ -185,6 +185,7 @@ LAYERS: dict[str, set[str] | object] = {
     "bench.data": BELOW,
     "bench.loop": BELOW,
     "bench.start": BELOW,
+    "bench.facades": BELOW,
     "bench.accelerator": BELOW,
     "bench": set(),
     "benchmark": BELOW,

@@ -13,7 +13,7 @@ facades. Where torch is installed, its training step takes turns with ours. In t
               metrics of val along the way
     step      batch 1, then 16
     facades   in float32 with batch 1, for the time that is left, and both runs' metrics side by
-              side after as many images as it reached
+              side after as many images as it reached: the rows `equal`
 
 What does not fit into the time any more is left out, and a row says so; so it does of what failed.
 Rows are those of `p2p_jax.benchmark`, printed and written to --json as soon as a part is done.
@@ -33,8 +33,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import importlib
-import importlib.util
 import os
 import statistics
 import sys
@@ -45,19 +43,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 
 from p2p_jax import mesh as meshes
 from p2p_jax.bench import machine, nets, step, table, torch_step, words
+from p2p_jax.bench.facades import DISPATCH, METRIC_NAMES, Evaluation, Pairs, Run, read
 from p2p_jax.bench.rows import Options, Problems, Row, in_turn, row, write
 from p2p_jax.bench.subject import chosen
-from p2p_jax.metrics import METRICS
-from p2p_jax.objectives import HYPER
-from p2p_jax.readers import cached
-from p2p_jax.state import Gan
-from p2p_jax.step import make_sample, make_train_step
 
 BATCHES = (64, 1, 16)  # of the training step; facades come after the first
 FORMS = ("plain", "polyphase")
@@ -69,10 +60,6 @@ _LARGE = 64
 # Seconds that a thing is taken to need until one of its kind was seen.
 _NEEDED = {"ours": 60.0, "eager": 15.0, "compiled": 75.0, "turns": 20.0, "facades": 180.0}
 _REFERENCE = 110.0  # kept for the float32 run
-DISPATCH = 50  # steps that the device does without asking
-METRIC_NAMES = ("l1", "psnr", "ssim")
-_TOGETHER = 25  # pairs, that are evaluated at a time
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _NUMBERS = {"batch-size": ("64", 1), "images": ("80000", 1), "evaluate-every": ("8000", 1)}
 _FLAGS = ("data", "json", "minutes", "lr", "seconds", *_NUMBERS, "help")
 
@@ -104,7 +91,11 @@ class Clock:
           needed: seconds that it takes, where that is known better.
         """
         needed, there = needed or self._needed[kind], self.left() - kept
-        return "" if needed <= there else f"needs about {needed:.0f} s, and {there:.0f} s are left"
+        return (
+            ""
+            if needed <= there
+            else f"needs about {needed:.0f} s, and {max(there, 0):.0f} s are to spare"
+        )
 
     @contextlib.contextmanager
     def timed(self, kind: str) -> Iterator[None]:
@@ -194,9 +185,10 @@ def _run(request: Request) -> int:
     options = Options(folder=Path(), log=_note, seconds=request.each)
     session = Session(request, clock, options, {}, [], known)
 
-    kept = _REFERENCE if pairs else 0.0
+    # Kept for what comes later and tells more.
+    first, kept = (_NEEDED["facades"], _REFERENCE) if pairs else (0.0, 0.0)
     session.add("peak", lambda: _peak(session))
-    session.add("step", lambda: _step(session, BATCHES[0], 0.0))
+    session.add("step", lambda: _step(session, BATCHES[0], first))
     session.add("facades", lambda: _facades(session, pairs))
     for batch in BATCHES[1:]:
         session.add("step", lambda batch=batch: _step(session, batch, kept))
@@ -213,7 +205,7 @@ def _freed() -> None:
     """Gives back what a part had on the device."""
     gc.collect()
     if sys.modules.get("torch") is not None:
-        step._freed()
+        step.freed()
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -224,7 +216,7 @@ def _peak(session: Session) -> list[Row]:
     precisions = ("bfloat16", "tf32", "float32")
     made = []
     for precision in precisions if device.platform == "gpu" else precisions[::2]:
-        session.peaks[precision] = found = step._peak(device, precision)
+        session.peaks[precision] = found = step.peaks_of(device, precision)
         made.append(row("peak", "", precision=precision, **found, device_kind=device.device_kind))
     return made
 
@@ -242,7 +234,7 @@ def _step(session: Session, batch: int, kept: float) -> list[Row]:
             return
         _note(f"step: compiling batch {batch}, form {form}")
         with clock.timed("ours"):
-            way = step._ours(session.options, step.STEP, subject, batch, "bfloat16", form)
+            way = step.ours(session.options, step.STEP, subject, batch, "bfloat16", form)
         (ways if isinstance(way, step.Way) else made).append(way)  # type: ignore[arg-type]
 
     # The form that was fastest comes first; the other, last of all, if there is time.
@@ -252,6 +244,8 @@ def _step(session: Session, batch: int, kept: float) -> list[Row]:
     for form in others:
         ours(form)
     ways += theirs
+    if not ways:
+        return trials + made
     _note(f"step: measuring {len(ways)} ways with batch {batch}, in turn")
     with clock.timed("turns"):
         rates = in_turn({i: way.rate for i, way in enumerate(ways)})
@@ -263,14 +257,14 @@ def _step(session: Session, batch: int, kept: float) -> list[Row]:
     for each in made + trials:
         if each["images_per_sec"] and each["precision"] in session.peaks:
             each["model_flops"] = work
-            each |= step._shares(each, work, session.peaks, jax.devices()[0])
-    return step._compared(trials + made)
+            each |= step.shares(each, work, session.peaks, jax.devices()[0])
+    return step.compared(trials + made)
 
 
 def _theirs(session: Session, batch: int, kept: float) -> tuple[list[Row], list[step.Way]]:
     """Trials of PyTorch's likeliest forms, and the two fastest of them, ready to run."""
     platform = jax.devices()[0].platform
-    device = step._TORCH_DEVICES.get(platform)
+    device = step.TORCH_DEVICES.get(platform)
     known = row("step", "", batch_size=batch, devices=1) | {"impl": "torch"}
     if device is None or not torch_step.available():
         why = f"there is no PyTorch for {platform} here" if device is None else "torch is missing"
@@ -282,15 +276,16 @@ def _theirs(session: Session, batch: int, kept: float) -> tuple[list[Row], list[
         form = torch_step.TorchForm(mode, precision, True)
         if form not in there:
             continue
-        trial = known | {"form": form.name, "precision": precision, "trial": True}
+        trial = known | {"form": form.name, "precision": precision}
         trials.append(trial)
         kind = "compiled" if mode else "eager"
         if why := session.clock.refuses(kind, kept):
             trial["skipped"] = why
             continue
         _note(f"step: trying torch, batch {batch}, {precision}, {form.name}")
+        trial["trial"] = True
         with session.clock.timed(kind):
-            found = step._tried(session.options, step.STEP, form, trial)
+            found = step.tried(session.options, step.STEP, form, trial)
         if found is not None:
             ready = sorted([*ready, found], key=lambda pair: -pair[0])[: step.TORCH_KEPT]
         del found
@@ -399,208 +394,6 @@ def _beside(session: Session, reference: Row) -> list[Row]:
             for found in at
         ]
     return made
-
-
-# --- facades -------------------------------------------------------------------------------------
-
-
-class Pairs(NamedTuple):
-    """Pairs in memory.
-
-    Attributes:
-      source: uint8 `[n, h, w, 3]`.
-      target: likewise.
-    """
-
-    source: np.ndarray
-    target: np.ndarray
-
-
-def read(folder: Path, size: tuple[int, int]) -> tuple[Pairs, Pairs]:
-    """All pairs of `train` and of `val`, by name: the right half is the source.
-
-    Args:
-      folder: with both.
-      size: (height, width) of each half.
-
-    Raises:
-      Problems: what is missing, unreadable or of another size, all at once.
-    """
-    problems: list[str] = []
-    decode = _decoder()
-    if decode is None:
-        raise Problems(["--data: reading images needs cv2 or Pillow; neither is installed"])
-    splits = []
-    for split in ("train", "val"):
-        files = sorted(p for p in (folder / split).glob("*") if p.suffix.lower() in _SUFFIXES)
-        if not files:
-            problems.append(
-                f"--data: there are no images ({', '.join(_SUFFIXES)}) in {folder / split}"
-            )
-        both = []
-        for file in files:
-            image = decode(file)
-            if image is None:
-                problems.append(f"--data: {file} cannot be read as an image")
-            elif image.shape[:2] != (size[0], 2 * size[1]):
-                shape = f"{image.shape[1]}x{image.shape[0]}"
-                problems.append(f"--data: {file} is {shape}, not {2 * size[1]}x{size[0]}")
-            else:
-                both.append(image)
-        splits.append(both)
-    if problems:
-        raise Problems(problems)
-    stacked = (np.stack(both) for both in splits)
-    train, val = (Pairs(x[:, :, size[1] :], x[:, :, : size[1]]) for x in stacked)
-    return train, val
-
-
-def _decoder() -> Callable[[Path], np.ndarray | None] | None:
-    """From a file to RGB, uint8 `[h, w, 3]`, or None where it is no image; by cv2, else Pillow."""
-    if importlib.util.find_spec("cv2") is not None:
-        cv2: Any = importlib.import_module("cv2")
-
-        def by_cv2(file: Path) -> np.ndarray | None:
-            found = cv2.imread(str(file), cv2.IMREAD_COLOR)
-            return None if found is None else found[:, :, ::-1]
-
-        return by_cv2
-    if importlib.util.find_spec("PIL") is None:
-        return None
-    pil: Any = importlib.import_module("PIL.Image")
-
-    def by_pil(file: Path) -> np.ndarray | None:
-        try:
-            with pil.open(file) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError):  # as Pillow calls some broken files
-            return None
-
-    return by_pil
-
-
-class Run:
-    """Training from a fresh state on pairs that the device holds.
-
-    Args:
-      pairs: to train on.
-      gan: the networks.
-      mesh: of one device.
-      batch_size: a divisor of `images`.
-      lr: of both networks, throughout.
-      images: that are seen at most, each epoch in an order of its own.
-
-    Attributes:
-      seen: images so far.
-      compile_seconds: that the compilation took.
-      batch_size: as given.
-      lr: as given.
-    """
-
-    def __init__(
-        self, pairs: Pairs, gan: Gan, mesh: Mesh, batch_size: int, lr: float, images: int
-    ) -> None:
-        self.seen, self.batch_size, self.lr = 0, batch_size, lr
-        self._mesh, self._names = mesh, gan.metric_names
-        count = len(pairs.source)
-        rng = np.random.default_rng(0)
-        epochs = [rng.permutation(count) for _ in range(-(-images // count))]
-        self._order = np.concatenate(epochs)[:images].astype(np.int32).reshape(-1, batch_size)
-        held = (*(np.ascontiguousarray(x).reshape(count, -1) for x in pairs), None)
-        self._held = meshes.put_replicated(mesh, held)
-        hyper = nets.hyper(DISPATCH)
-        hyper[:, [HYPER.index("gen_lr"), HYPER.index("disc_lr")]] = lr
-        self._hyper = meshes.put_replicated(mesh, hyper)
-        self._losses: Any = None
-        begin = time.perf_counter()
-        reader = cached((pairs.source.shape[1:], pairs.target.shape[1:]))
-        program = make_train_step(gan, mesh, DISPATCH, reader)
-        self._compiled = program.lower(nets.abstract(gan, mesh), *self._arguments(0)).compile()
-        self.compile_seconds = time.perf_counter() - begin
-        self._state = nets.draw(gan, mesh)
-        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-        jax.block_until_ready(self.generator())
-
-    def train(self, images: int) -> None:
-        """Goes on until so many were seen, a multiple of `batch_size`; does not wait for it."""
-        while self.seen < images:
-            count = min(DISPATCH, (images - self.seen) // self.batch_size)
-            self._state, losses = self._compiled(self._state, *self._arguments(count))
-            self._losses = losses[count - 1]
-            self.seen += count * self.batch_size
-
-    def losses(self) -> dict[str, float]:
-        """Of the last step, by name; waits for it.
-
-        Raises:
-          FloatingPointError: one is not finite.
-        """
-        found = dict(zip(self._names, np.asarray(self._losses).tolist(), strict=True))
-        if not all(map(np.isfinite, found.values())):
-            raise FloatingPointError(f"after {self.seen} images the losses are {found}")
-        return found
-
-    def generator(self) -> Any:
-        """Its variables as they are now, (params, stats); training goes on without them."""
-        return self._copy((self._state.gen.params, self._state.gen.stats))
-
-    def _arguments(self, count: int) -> tuple[Any, ...]:
-        """Of the compiled program, for so many of the next steps."""
-        first = self.seen // self.batch_size
-        chosen = np.zeros((DISPATCH, self.batch_size), np.int32)
-        chosen[:count] = self._order[first : first + count]
-        batch = (self._held, meshes.put_split(self._mesh, chosen, 1))
-        return batch, self._hyper, meshes.put_replicated(self._mesh, np.int32(count))
-
-
-class Evaluation:
-    """Metrics of generators, as `p2p_jax.evaluate` has them without dropout.
-
-    Images normalise by their own statistics, are rounded to 8 bits and read as [0, 1].
-
-    Args:
-      pairs: to evaluate on.
-      gan: the networks, of `norm_group` 1.
-      mesh: of one device.
-    """
-
-    def __init__(self, pairs: Pairs, gan: Gan, mesh: Mesh) -> None:
-        self._pairs, self._mesh = pairs, mesh
-        self._sample = make_sample(gan, mesh, running=False, dropout=False)
-        self._key = jax.random.key(0, impl="threefry2x32")
-        self._measure = jax.jit(
-            lambda fake, target: {
-                name: METRICS[name].fn(
-                    fake.astype(jnp.float32) / 255, target.astype(jnp.float32) / 255
-                )
-                for name in METRIC_NAMES
-            }
-        )
-
-    def __call__(self, generator: Any) -> dict[str, float]:
-        """Means over all pairs, for the variables (params, stats)."""
-        count = len(self._pairs.source)
-        rows: list[dict[str, Any]] = []
-        for first in range(0, count, _TOGETHER):
-            # The last ones are filled up, so that one compilation serves all.
-            wanted = np.arange(first, first + _TOGETHER) % count
-            ids = np.zeros(_TOGETHER, np.uint32)
-            put = meshes.put_split(self._mesh, (*(x[wanted] for x in self._pairs), ids), 0)
-            made = self._sample(*generator, self._key, *put)
-            found = self._measure(made.fake, made.target)
-            real = min(_TOGETHER, count - first)
-            rows.append({name: np.asarray(x, np.float64)[:real] for name, x in found.items()})
-        return {
-            name: float(np.concatenate([each[name] for each in rows]).mean())
-            for name in METRIC_NAMES
-        }
-
-    def baseline(self) -> dict[str, float]:
-        """The same of the one image that is nearest to all targets, their median."""
-        targets = self._pairs.target
-        constant = np.median(targets, axis=0).astype(np.uint8)[None]
-        found = [self._measure(constant, target[None]) for target in targets]
-        return {name: float(np.mean([x[name] for x in found])) for name in METRIC_NAMES}
 
 
 # --- telling -------------------------------------------------------------------------------------

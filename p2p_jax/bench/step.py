@@ -18,7 +18,7 @@ from p2p_jax.bench.subject import Subject, chosen
 TORCH_KEPT = 2  # of the forms of a precision, after a trial
 _TRIAL_SECONDS = 1.0
 _WARM_STEPS = 3  # in which PyTorch compiles
-_TORCH_DEVICES = {"cpu": "cpu", "gpu": "cuda"}
+TORCH_DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +85,15 @@ def _measured(options: Options, part: Part) -> list[Row]:
             [f"--batch-sizes: {', '.join(wrong)} cannot be split over {mesh.size} devices"]
         )
     options.log(f"{part.name}: measuring matrix products in {', '.join(precisions)}")
-    peaks = {precision: _peak(device, precision) for precision in precisions}
+    peaks = {precision: peaks_of(device, precision) for precision in precisions}
     rows: list[Row] = []
     for batch in sizes:
         work = part.work(subject, subject.make(precisions[0], "plain"), batch)
         found = _batch(options, part, subject, batch, precisions)
         for made in found:
             made["model_flops"] = work
-            made |= _shares(made, work, peaks, device)
-        rows += _compared(found)
+            made |= shares(made, work, peaks, device)
+        rows += compared(found)
         gc.collect()
     return rows
 
@@ -112,14 +112,15 @@ def _usual(platform: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return (1, 16, 64), ("float32", *["tf32"] * (platform != "tpu"), "bfloat16")
 
 
-def _peak(device: Any, precision: str) -> dict[str, float | None]:
+def peaks_of(device: Any, precision: str) -> dict[str, float | None]:
+    """Operations a second: measured, and by the data sheet, where known."""
     return {
         "peak_flops": peak.measured(device, precision),
         "sheet_flops": peak.sheet(device, precision),
     }
 
 
-def _shares(made: Row, work: float | None, peaks: dict[str, Any], device: Any) -> Row:
+def shares(made: Row, work: float | None, peaks: dict[str, Any], device: Any) -> Row:
     """What share of its peaks a device reaches, on the work that the networks are."""
     peaks = peaks[made["precision"]]
     rate = made["images_per_sec"]
@@ -130,7 +131,7 @@ def _shares(made: Row, work: float | None, peaks: dict[str, Any], device: Any) -
     return found | {"device_kind": device.device_kind}
 
 
-def _compared(rows: list[Row]) -> list[Row]:
+def compared(rows: list[Row]) -> list[Row]:
     """Sets ours against the best of theirs, of the same precision and of any."""
     theirs = [r for r in rows if r["impl"] == "torch" and r["images_per_sec"]]
 
@@ -159,7 +160,7 @@ def _batch(
     for precision in precisions:
         for form in options.forms or (subject.form,):
             options.log(f"{part.name}: compiling batch {batch}, {precision}, form {form}")
-            made = _ours(options, part, subject, batch, precision, form)
+            made = ours(options, part, subject, batch, precision, form)
             if isinstance(made, Way):
                 ways.append(made)
             else:
@@ -173,7 +174,7 @@ def _batch(
     return rows
 
 
-def _ours(
+def ours(
     options: Options, part: Part, subject: Subject, batch: int, precision: str, form: str
 ) -> Way | Row:
     """A way, or a row that says that there is not enough memory for it."""
@@ -207,12 +208,12 @@ def _theirs(
             part.name, form.name, precision=precision, batch_size=batch, devices=1, trial=True
         )
         known["impl"] = "torch"
-        made = _tried(options, part, form, known)
+        made = tried(options, part, form, known)
         trials.append(known)
         if made is not None:
             ready.append(made)
             ready = sorted(ready, key=lambda pair: -pair[0])[:TORCH_KEPT]
-        _freed()
+        freed()
     return trials, [way for _, way in ready]
 
 
@@ -220,18 +221,18 @@ def _forms(options: Options, precision: str) -> Iterator[Any]:
     from p2p_jax.bench import torch_step
 
     platform = jax.devices()[0].platform
-    if platform not in _TORCH_DEVICES:
+    if platform not in TORCH_DEVICES:
         raise Problems([f"--against=torch: there is no PyTorch for {platform} here"])
-    for form in torch_step.forms(_TORCH_DEVICES[platform], (precision,)):
+    for form in torch_step.forms(TORCH_DEVICES[platform], (precision,)):
         if ("compile" if form.compiled else "eager") in options.torch_forms:
             yield form
 
 
-def _tried(options: Options, part: Part, form: Any, known: Row) -> tuple[float, Way] | None:
+def tried(options: Options, part: Part, form: Any, known: Row) -> tuple[float, Way] | None:
     """Fills in a row by what a trial gives, or by why there is none; rate and way."""
     from p2p_jax.bench import torch_step
 
-    device, batch = _TORCH_DEVICES[jax.devices()[0].platform], known["batch_size"]
+    device, batch = TORCH_DEVICES[jax.devices()[0].platform], known["batch_size"]
     try:
         ready = getattr(torch_step, part.theirs)(form, batch, device)
         ready.steps(_WARM_STEPS)
@@ -247,7 +248,7 @@ def _tried(options: Options, part: Part, form: Any, known: Row) -> tuple[float, 
     return batch / each, Way(fields, ready.steps, count)
 
 
-def _freed() -> None:
+def freed() -> None:
     """Gives back what forms that were dropped had on the device."""
     import torch
 

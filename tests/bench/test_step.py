@@ -49,7 +49,7 @@ def told(monkeypatch):
     monkeypatch.setattr(step, "_TRIAL_SECONDS", 0.01)
     monkeypatch.setattr(torch_step, "TorchTraining", Theirs)
     monkeypatch.setattr(peak, "measured", lambda device, precision: 1e10)
-    monkeypatch.setattr(step, "_freed", lambda: None)
+    monkeypatch.setattr(step, "freed", lambda: None)
     return order
 
 
