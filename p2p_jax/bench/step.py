@@ -132,8 +132,10 @@ def shares(made: Row, work: float | None, peaks: dict[str, Any], device: Any) ->
 
 
 def compared(rows: list[Row]) -> list[Row]:
-    """Sets ours against the best of theirs, of the same precision and of any."""
-    theirs = [r for r in rows if r["impl"] == "torch" and r["images_per_sec"]]
+    """Sets ours against the best of theirs that took turns, of the same precision and of any."""
+    theirs = [
+        r for r in rows if r["impl"] == "torch" and r["images_per_sec"] and not r.get("trial")
+    ]
 
     def best(precision: str | None) -> float | None:
         rates = [r["images_per_sec"] for r in theirs if precision in (None, r["precision"])]

@@ -77,6 +77,7 @@ def test_ways_of_a_batch_size_take_turns(told):
                     other["images_per_sec"]
                     for other in rows
                     if other["impl"] == "torch"
+                    and not other.get("trial")
                     and other["batch_size"] == row["batch_size"]
                     and other["precision"] in (precision, row["precision"])
                 )
