@@ -21,7 +21,8 @@ import optax
 def adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """Adam without its learning rate (Kingma and Ba 2015); eps outside the root, as in PyTorch.
 
-    It is `optax.scale_by_adam`, its state included, in as few passes over the leaves as can be.
+    To rounding it is `optax.scale_by_adam`, with its state, in as few passes over the leaves as can
+    be.
     """
 
     def update(

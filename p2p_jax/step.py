@@ -164,7 +164,7 @@ def make_train_step(
         in_specs=specs,
         out_specs=(P(), P()),
         axis_names={gan.axis},
-        check_vma=mesh.size > 1,  # one device averages nothing, which it would be asked to
+        check_vma=mesh.size > 1,  # the check would demand means over devices, which one skips
     )
     return jax.jit(
         sharded,

@@ -19,6 +19,7 @@ from helpers import (
     discriminator,
     fresh,
     generator,
+    hyper,
     images,
     leaves,
     rel,
@@ -27,9 +28,12 @@ from helpers import (
 )
 
 from p2p_jax.augment import Augment
+from p2p_jax.mesh import make_mesh
 from p2p_jax.models.conv import Policy
 from p2p_jax.models.layers import dropout
+from p2p_jax.networks import abstract_state
 from p2p_jax.state import count, init
+from p2p_jax.step import make_train_step
 
 
 @pytest.fixture
@@ -264,6 +268,17 @@ def test_statistics_and_losses_add_little_to_the_gradients():
     extra = count((state.gen.stats, state.disc.stats)) + len(gan.metric_names)
     assert params == 54_413_955 + 2_768_705
     assert params + extra <= 1.02 * params
+
+
+@pytest.mark.parametrize("norm", ["instance", "instance_affine", "group", "none"])
+def test_other_norms_are_split_over_devices_too(norm):
+    """Whether the types that arrays have on a mesh fit is told before anything is compiled."""
+    gan = tiny_gan(CPU32, dict(norm=norm), dict(norm=norm))
+    mesh = make_mesh(2)
+    like = abstract_state(gan, mesh)
+    given = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in images()]
+    steps = jax.ShapeDtypeStruct((), np.int32)
+    make_train_step(gan, mesh, 1).lower(like, tuple(given), hyper(1, gan), steps)
 
 
 @pytest.mark.slow

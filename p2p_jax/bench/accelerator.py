@@ -121,7 +121,7 @@ class Request(NamedTuple):
 
 
 @dataclasses.dataclass
-class Session:
+class Measuring:
     """What all parts share.
 
     Attributes:
@@ -183,18 +183,18 @@ def _run(request: Request) -> int:
         _note(f"{name:<9}  {text}")
     _note("devices    {count} {kind}, {platform}".format(**known["devices"]))
     options = Options(folder=Path(), log=_note, seconds=request.each)
-    session = Session(request, clock, options, {}, [], known)
+    measuring = Measuring(request, clock, options, {}, [], known)
 
     # Kept for what comes later and tells more.
     first, kept = (_NEEDED["facades"], _REFERENCE) if pairs else (0.0, 0.0)
-    session.add("peak", lambda: _peak(session))
-    session.add("step", lambda: _step(session, BATCHES[0], first))
-    session.add("facades", lambda: _facades(session, pairs))
+    measuring.add("peak", lambda: _peak(measuring))
+    measuring.add("step", lambda: _step(measuring, BATCHES[0], first))
+    measuring.add("facades", lambda: _facades(measuring, pairs))
     for batch in BATCHES[1:]:
-        session.add("step", lambda batch=batch: _step(session, batch, kept))
-    session.add("facades", lambda: _reference(session, pairs))
+        measuring.add("step", lambda batch=batch: _step(measuring, batch, kept))
+    measuring.add("facades", lambda: _reference(measuring, pairs))
     _note(f"\n{request.seconds - clock.left():.0f} s in all")
-    return int(session.failed)
+    return int(measuring.failed)
 
 
 def _note(line: str) -> None:
@@ -211,19 +211,19 @@ def _freed() -> None:
 # --- parts ---------------------------------------------------------------------------------------
 
 
-def _peak(session: Session) -> list[Row]:
+def _peak(measuring: Measuring) -> list[Row]:
     device = jax.devices()[0]
     precisions = ("bfloat16", "tf32", "float32")
     made = []
     for precision in precisions if device.platform == "gpu" else precisions[::2]:
-        session.peaks[precision] = found = step.peaks_of(device, precision)
+        measuring.peaks[precision] = found = step.peaks_of(device, precision)
         made.append(row("peak", "", precision=precision, **found, device_kind=device.device_kind))
     return made
 
 
-def _step(session: Session, batch: int, kept: float) -> list[Row]:
+def _step(measuring: Measuring, batch: int, kept: float) -> list[Row]:
     """All that fits of a batch size; ours and the best two of theirs take turns."""
-    subject, clock = chosen(session.options), session.clock
+    subject, clock = chosen(measuring.options), measuring.clock
     made: list[Row] = []
     ways: list[step.Way] = []
 
@@ -234,13 +234,13 @@ def _step(session: Session, batch: int, kept: float) -> list[Row]:
             return
         _note(f"step: compiling batch {batch}, form {form}")
         with clock.timed("ours"):
-            way = step.ours(session.options, step.STEP, subject, batch, "bfloat16", form)
+            way = step.ours(measuring.options, step.STEP, subject, batch, "bfloat16", form)
         (ways if isinstance(way, step.Way) else made).append(way)  # type: ignore[arg-type]
 
     # The form that was fastest comes first; the other, last of all, if there is time.
-    first, *others = sorted(FORMS, key=lambda form: form != _best_form(session))
+    first, *others = sorted(FORMS, key=lambda form: form != _best_form(measuring))
     ours(first)
-    trials, theirs = _theirs(session, batch, kept)
+    trials, theirs = _theirs(measuring, batch, kept)
     for form in others:
         ours(form)
     ways += theirs
@@ -255,13 +255,13 @@ def _step(session: Session, batch: int, kept: float) -> list[Row]:
         made[-1]["rounds"] = rates[i]
     work = step.STEP.work(subject, subject.make("bfloat16", "plain"), batch)
     for each in made + trials:
-        if each["images_per_sec"] and each["precision"] in session.peaks:
+        if each["images_per_sec"] and each["precision"] in measuring.peaks:
             each["model_flops"] = work
-            each |= step.shares(each, work, session.peaks, jax.devices()[0])
+            each |= step.shares(each, work, measuring.peaks, jax.devices()[0])
     return step.compared(trials + made)
 
 
-def _theirs(session: Session, batch: int, kept: float) -> tuple[list[Row], list[step.Way]]:
+def _theirs(measuring: Measuring, batch: int, kept: float) -> tuple[list[Row], list[step.Way]]:
     """Trials of PyTorch's likeliest forms, and the two fastest of them, ready to run."""
     platform = jax.devices()[0].platform
     device = step.TORCH_DEVICES.get(platform)
@@ -279,13 +279,13 @@ def _theirs(session: Session, batch: int, kept: float) -> tuple[list[Row], list[
         trial = known | {"form": form.name, "precision": precision}
         trials.append(trial)
         kind = "compiled" if mode else "eager"
-        if why := session.clock.refuses(kind, kept):
+        if why := measuring.clock.refuses(kind, kept):
             trial["skipped"] = why
             continue
         _note(f"step: trying torch, batch {batch}, {precision}, {form.name}")
         trial["trial"] = True
-        with session.clock.timed(kind):
-            found = step.tried(session.options, step.STEP, form, trial)
+        with measuring.clock.timed(kind):
+            found = step.tried(measuring.options, step.STEP, form, trial)
         if found is not None:
             ready = sorted([*ready, found], key=lambda pair: -pair[0])[: step.TORCH_KEPT]
         del found
@@ -293,23 +293,23 @@ def _theirs(session: Session, batch: int, kept: float) -> tuple[list[Row], list[
     return trials, [way for _, way in ready]
 
 
-def _ours(session: Session) -> list[Row]:
+def _ours(measuring: Measuring) -> list[Row]:
     """Our training steps so far that were measured, the fastest first."""
-    rows = [r for r in session.found if r["part"] == "step" and r["impl"] == "p2p_jax"]
+    rows = [r for r in measuring.found if r["part"] == "step" and r["impl"] == "p2p_jax"]
     return sorted((r for r in rows if r["images_per_sec"]), key=lambda r: -r["images_per_sec"])
 
 
-def _best_form(session: Session) -> str:
-    return next((r["form"] for r in _ours(session)), FORMS[0])
+def _best_form(measuring: Measuring) -> str:
+    return next((r["form"] for r in _ours(measuring)), FORMS[0])
 
 
-def _facades(session: Session, pairs: tuple[Pairs, Pairs] | None) -> list[Row]:
+def _facades(measuring: Measuring, pairs: tuple[Pairs, Pairs] | None) -> list[Row]:
     """The whole training in bfloat16, and its metrics along the way."""
-    request, form = session.request, _best_form(session)
+    request, form = measuring.request, _best_form(measuring)
     known = row("facades", form, precision="bfloat16", batch_size=request.batch_size)
-    rates = [r["images_per_sec"] for r in _ours(session) if r["batch_size"] == request.batch_size]
+    rates = [r["images_per_sec"] for r in _ours(measuring) if r["batch_size"] == request.batch_size]
     needed = request.images / rates[0] + _NEEDED["ours"] if rates else 0.0
-    why = "no --data" if pairs is None else session.clock.refuses("facades", needed=needed)
+    why = "no --data" if pairs is None else measuring.clock.refuses("facades", needed=needed)
     if pairs is None or why:
         return [known | {"skipped": why}]
     mesh = meshes.make_mesh(1)
@@ -333,9 +333,9 @@ def _facades(session: Session, pairs: tuple[Pairs, Pairs] | None) -> list[Row]:
     return [known]
 
 
-def _reference(session: Session, pairs: tuple[Pairs, Pairs] | None) -> list[Row]:
+def _reference(measuring: Measuring, pairs: tuple[Pairs, Pairs] | None) -> list[Row]:
     """As many images in float32 with batch 1 as there is time for, and both side by side."""
-    request, clock = session.request, session.clock
+    request, clock = measuring.request, measuring.clock
     known = row("facades", "auto", precision="float32", batch_size=1)
     why = "no --data" if pairs is None else clock.refuses("ours")
     if pairs is None or why:
@@ -363,7 +363,7 @@ def _reference(session: Session, pairs: tuple[Pairs, Pairs] | None) -> list[Row]
     if not known["images_per_sec"]:
         rate = f"{run.seen / seconds:.3g} images/s" if run.seen else "no time"
         return [known | {"skipped": f"{request.every} images were out of reach at {rate}"}]
-    return [known, *_beside(session, known)]
+    return [known, *_beside(measuring, known)]
 
 
 def _figures(
@@ -381,10 +381,10 @@ def _figures(
     }
 
 
-def _beside(session: Session, reference: Row) -> list[Row]:
+def _beside(measuring: Measuring, reference: Row) -> list[Row]:
     """The metrics of both runs after the same number of images."""
     images = reference["images"]
-    there = [r for r in session.found if r["part"] == "facades" and r.get("evaluations")]
+    there = [r for r in measuring.found if r["part"] == "facades" and r.get("evaluations")]
     made = []
     for each in [*there, reference]:
         at = [e for e in each["evaluations"] if e["images"] == images]

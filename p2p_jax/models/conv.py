@@ -265,7 +265,7 @@ def bilinear_conv(x: Array, w: Array, policy: Policy) -> Array:
     Args:
       x: `[b, h, w, c]`.
       w: `[3, 3, c, o]`.
-      policy: precision and gradients.
+      policy: form, precision and gradients.
 
     Returns:
       `[b, 2h, 2w, o]`.
@@ -286,7 +286,7 @@ def shuffle_conv(x: Array, w: Array, policy: Policy) -> Array:
     Args:
       x: `[b, h, w, c]`.
       w: `[3, 3, c, 4o]`, its outputs ordered (row, column, o).
-      policy: precision and gradients.
+      policy: form, precision and gradients.
 
     Returns:
       `[b, 2h, 2w, o]`.
@@ -300,7 +300,7 @@ def reflect_conv(x: Array, w: Array, policy: Policy) -> Array:
     Args:
       x: `[b, h, w, c]`, larger than half the kernel.
       w: `[k, k, c, o]`.
-      policy: precision and gradients.
+      policy: form, precision and gradients.
 
     Returns:
       `[b, h, w, o]`.

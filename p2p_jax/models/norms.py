@@ -59,7 +59,7 @@ class Axes(NamedTuple):
     """What is normalised together.
 
     Attributes:
-      pixels: the axes that the parameters do not have.
+      pixels: the axes, but for the first, that the parameters do not have.
       channels: those of a group's channels, which they do.
       across: a mesh axis that pixels are split over as well, or None.
     """
@@ -76,7 +76,7 @@ class Axes(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalised(
-    x: Array, scale: Array, bias: Array, eps: float, axes: Axes
+    x: Array, scale: Array | None, bias: Array | None, eps: float, axes: Axes
 ) -> tuple[Array, Moments]:
     """Normalises by the mean and variance over some axes.
 
@@ -85,8 +85,8 @@ def normalised(
 
     Args:
       x: `[n, ..., channels]`.
-      scale: of the result; the shape of x with length 1 for n and the pixels.
-      bias: likewise.
+      scale: of the result; the shape of x with length 1 for n and the pixels. None: 1.
+      bias: likewise; None with the scale: 0.
       eps: added to the variance.
       axes: of x.
 
@@ -96,18 +96,23 @@ def normalised(
     return _computed(x, scale, bias, eps, axes)
 
 
-def _computed(x: Array, scale: Array, bias: Array, eps: float, axes: Axes) -> tuple[Array, Moments]:
+def _computed(
+    x: Array, scale: Array | None, bias: Array | None, eps: float, axes: Axes
+) -> tuple[Array, Moments]:
     y = _wide(x)
     mean = axes.mean(y)
     var = axes.mean(jnp.square(y - mean))
     return _affine(y, mean, var, scale, bias, eps).astype(x.dtype), Moments(mean, var)
 
 
-def _affine(y: Array, mean: Array, var: Array, scale: Array, bias: Array, eps: float) -> Array:
-    return (y - mean) * lax.rsqrt(var + eps) * scale + bias
+def _affine(
+    y: Array, mean: Array, var: Array, scale: Array | None, bias: Array | None, eps: float
+) -> Array:
+    y = (y - mean) * lax.rsqrt(var + eps)
+    return y if scale is None or bias is None else y * scale + bias
 
 
-def _forward(x: Array, scale: Array, bias: Array, eps: float, axes: Axes):
+def _forward(x: Array, scale: Array | None, bias: Array | None, eps: float, axes: Axes):
     # Not `normalised`: second derivatives go through what is kept, which that passes none on to.
     y, moments = _computed(x, scale, bias, eps, axes)
     return (y, moments), (x, scale, moments)
@@ -121,13 +126,18 @@ def _backward(eps: float, axes: Axes, saved: Any, bars: tuple[Array, Moments]):
     ones, units = (v.sum(axes.pixels, keepdims=True) for v in (bar, bar * unit))
     count = math.prod(x.shape[axis] for axis in axes.pixels + axes.channels)
 
+    def scaled(values: Array) -> Array:
+        return values if scale is None else values * scale
+
     def share(sums: Array) -> Array:
-        value = (sums * scale).sum(axes.channels, keepdims=True) / count
+        value = scaled(sums).sum(axes.channels, keepdims=True) / count
         return lax.pmean(value, axes.across) if axes.across else value
 
-    dx = root * (bar * scale - share(ones) - unit * share(units))
+    dx = (root * (scaled(bar) - share(ones) - unit * share(units))).astype(x.dtype)
+    if scale is None:
+        return dx, None, None
     dscale, dbias = (sums.sum(0, keepdims=True).astype(scale.dtype) for sums in (units, ones))
-    return dx.astype(x.dtype), dscale, dbias
+    return dx, dscale, dbias
 
 
 normalised.defvjp(_forward, _backward)
@@ -178,7 +188,8 @@ class BatchNorm(nn.Module):
             y = _affine(_wide(y), mean, var, scale, bias, self.eps)
             return y.reshape(x.shape).astype(x.dtype)
         # The mesh axis that statistics are averaged over, where they are.
-        across = self.axis if self.group == 0 and not self.is_initializing() else None
+        shared = self.group == 0 and self.axis is not None and not self.is_initializing()
+        across = self.axis if shared and lax.axis_size(self.axis) > 1 else None
         made: Any = normalised(y, scale, bias, self.eps, Axes((1, 2, 3), across=across))
         y, (mean, var) = made
         if self.is_mutable_collection("stats") and not self.is_initializing():
@@ -219,11 +230,14 @@ class GroupNorm(nn.Module):
         del running
         b, h, w, c = x.shape
         groups, param_dtype = _divisor(c, self.groups or c), self.policy.param_dtype
-        scale, bias = jnp.ones((c,), param_dtype), jnp.zeros((c,), param_dtype)
+        parameters: tuple[Array | None, Array | None] = (None, None)
         if self.affine:
             scale = self.param("scale", Normal(1.0, self.scale_std), (c,), param_dtype)
             bias = self.param("bias", nn.initializers.zeros, (c,), param_dtype)
-        parameters = (v.reshape(1, 1, 1, groups, -1) for v in (scale, bias))
+            parameters = (
+                scale.reshape(1, 1, 1, groups, c // groups),
+                bias.reshape(1, 1, 1, groups, c // groups),
+            )
         y = x.reshape(b, h, w, groups, c // groups)
         made: Any = normalised(y, *parameters, self.eps, Axes((1, 2), (4,)))
         return made[0].reshape(x.shape)

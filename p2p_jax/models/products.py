@@ -29,14 +29,15 @@ Array = jax.Array
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _DIMS = ("NHWC", "HWIO", "NHWC")
-# Rows of the coarse grid, over the batch, up to which one large product beats a convolution: below,
+# Rows of the coarse grid, over the batch, up to which one large product beats a convolution: there
 # the time goes into rearranging the kernel, which a product reads where it lies.
 _FEW = 256
-_VERY_FEW = 64
-_MANY = 1024
+_VERY_FEW = 64  # the same, for kernel gradients that would have to be rearranged themselves
+_SOME = 1024  # the same, for transposed convolutions whose kernel lies as a product wants it
 _NARROW = 256  # columns of a product that are few
+_WHOLE = 1024  # rows of one image from which kernel gradients go image by image
 _LARGE = 2**22  # elements of a kernel that it does not pay to rearrange
-_CHUNKS = 8  # of a batch, at most, whose weight gradients are added up
+_CHUNKS = 8  # of a batch, at most, whose kernel gradients are added up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,18 @@ class Geometry:
     size: tuple[int, int]
     coarse_first: bool
     precision: str
+
+    def __post_init__(self) -> None:
+        """Checks that the windows leave nothing out.
+
+        Raises:
+          ValueError: a kernel that the stride does not suit.
+        """
+        if self.stride != 1 and (self.stride != 2 or self.kernel not in (3, 4)):
+            raise ValueError(
+                f"stride {self.stride} with a {self.kernel}x{self.kernel} kernel: only stride 1, "
+                "or 2 with 3x3 or 4x4, is known"
+            )
 
     @property
     def coarse(self) -> tuple[int, int]:
@@ -89,7 +102,7 @@ def gather(x: Array, k: Array, g: Geometry) -> Array:
     else:
         k = k.swapaxes(2, 3) if g.coarse_first else k
         y = _product(_beside(x, g), k.reshape(-1, o), g)
-    return y.reshape(b, h, w, o)
+    return y.reshape(b, h, w, o).astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -100,10 +113,10 @@ def lift(y: Array, k: Array, g: Geometry) -> Array:
     if g.coarse_first and rows <= _FEW:
         every = jnp.broadcast_to(flat, (len(g.taps), *flat.shape))
         parts = _product(every, _flat(k, g), g).reshape(-1, b, h, w, k.shape[3])
-        return _spread([parts[n] for n in range(len(g.taps))], g)
-    if not g.coarse_first and (rows <= _MANY or g.kernel == 1):
+        return _spread([parts[n] for n in range(len(g.taps))], g).astype(y.dtype)
+    if not g.coarse_first and (rows <= _SOME or g.kernel == 1):
         parts = _product(flat, k.reshape(-1, o).T, g).reshape(b, h, w, -1, k.shape[2])
-        return _spread([parts[:, :, :, n] for n in range(len(g.taps))], g)
+        return _spread([parts[:, :, :, n] for n in range(len(g.taps))], g).astype(y.dtype)
     k = k if g.coarse_first else k.swapaxes(2, 3)
     return (_lift_at_once if g.stride == 1 else _lift_in_phases)(y, k, g)
 
@@ -120,8 +133,8 @@ def correlate(x: Array, y: Array, g: Geometry) -> Array:
     elif g.coarse_first:
         way, as_kernel = (_coarse_by_taps if rows <= _VERY_FEW else _coarse_by_patches), True
     else:
-        way, as_kernel = (_patches_by_coarse if rows < _FEW else _taps_by_coarse), True
-    k = _over_images(way, x, y, g)
+        way, as_kernel = (_patches_by_coarse if rows <= _FEW else _taps_by_coarse), True
+    k = _over_images(way, x, y, g).astype(x.dtype)
     return k if as_kernel else k.swapaxes(2, 3)
 
 
@@ -149,7 +162,9 @@ correlate.defvjp(lambda x, y, g: (correlate(x, y, g), (x, y)), _correlate_back)
 
 
 def _product(a: Array, b: Array, g: Geometry) -> Array:
-    return jnp.matmul(a, b, precision=g.precision)
+    """In at least float32: where sums of products follow, they are rounded once, at the end."""
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.matmul(a, b, precision=g.precision, preferred_element_type=wide)
 
 
 def _flat(k: Array, g: Geometry) -> Array:
@@ -217,8 +232,6 @@ def _lift_at_once(y: Array, k: Array, g: Geometry) -> Array:
 
 def _lift_in_phases(y: Array, k: Array, g: Geometry) -> Array:
     """A 4x4 or 3x3 kernel at stride 2: a 2x2 convolution to four phases, then interleaved."""
-    if g.stride != 2 or g.kernel not in (3, 4):
-        raise ValueError(f"a {g.kernel}x{g.kernel} kernel at stride {g.stride} has no phases")
     k = jnp.pad(k, ((0, 4 - g.kernel), (0, 4 - g.kernel), (0, 0), (0, 0)))
     o, c = k.shape[2:]
     # Kernel rows (0, 1) belong to coarse row h, rows (2, 3) to row h - 1.
@@ -244,7 +257,7 @@ def _over_images(
 ) -> Array:
     """Large images one after another: what is made of each stays in the processor's cache."""
     b, (h, w) = x.shape[0], g.coarse
-    if h * w < _MANY:
+    if h * w < _WHOLE:
         return way(x, y, g)
     size = -(-b // _CHUNKS)
     parts = [way(x[n : n + size], y[n : n + size], g) for n in range(0, b, size)]

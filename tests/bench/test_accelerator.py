@@ -126,11 +126,11 @@ def test_the_fastest_form_comes_first_and_two_of_theirs_take_turns(tiny, monkeyp
     monkeypatch.setattr(step, "STEP", part)
     before = row("step", "polyphase", precision="bfloat16", batch_size=64, images_per_sec=9.0)
     request = accelerator._parse([])
-    session = accelerator.Session(
+    measuring = accelerator.Measuring(
         request, Clock(1e6), Options(folder=None, log=print), {}, [before], {}  # type: ignore[arg-type]
     )  # fmt: skip
-    session.peaks["bfloat16"] = {"peak_flops": 1e12, "sheet_flops": None}
-    rows = accelerator._step(session, 2, 0.0)
+    measuring.peaks["bfloat16"] = {"peak_flops": 1e12, "sheet_flops": None}
+    rows = accelerator._step(measuring, 2, 0.0)
     assert compiled == ["polyphase", "plain"]
     trials = [r for r in rows if r.get("trial")]
     assert [r["images_per_sec"] for r in trials] == [3.0, 1.0, 2.0]
@@ -147,7 +147,7 @@ def test_the_fastest_form_comes_first_and_two_of_theirs_take_turns(tiny, monkeyp
 
 
 def test_a_part_that_fails_does_not_end_the_others(tiny, tmp_path, monkeypatch, capsys):
-    def breaks(session, batch, kept):
+    def breaks(measuring, batch, kept):
         raise RuntimeError(f"no luck with {batch}\nat all")
 
     monkeypatch.setattr(accelerator, "_step", breaks)

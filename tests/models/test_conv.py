@@ -1,4 +1,4 @@
-"""Both forms of the convolutions and both kinds of gradients, against loops over the definition."""
+"""All forms of the convolutions and both kinds of gradients, against loops over the definition."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Convolutions as matrix products, in every way that shapes may choose, against XLA's own."""
+"""Convolutions as matrix products, in all ways that shapes may choose, against XLA's own."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
@@ -17,10 +18,18 @@ ONE, NONE = ((1, 1), (1, 1)), ((0, 0), (0, 0))
 # Thresholds: as they are; everything as products; everything as convolutions, images one by one.
 CHOICES = {
     "as it is": {},
-    "products": {"_FEW": 10**9, "_VERY_FEW": 10**9, "_MANY": 10**9, "_LARGE": 0, "_NARROW": 0},
+    "products": {"_FEW": 10**9, "_VERY_FEW": 10**9, "_SOME": 10**9, "_LARGE": 0, "_NARROW": 0},
     "rearranged": {"_FEW": 10**9, "_VERY_FEW": 0, "_LARGE": 10**9, "_NARROW": 0},
-    "convolutions": {"_FEW": 0, "_VERY_FEW": 0, "_MANY": 0, "_NARROW": 0, "_CHUNKS": 2},
-    "narrow": {"_FEW": 0, "_VERY_FEW": 0, "_MANY": 0, "_NARROW": 10**9},
+    "convolutions": {
+        "_FEW": 0,
+        "_VERY_FEW": 0,
+        "_SOME": 0,
+        "_WHOLE": 0,
+        "_NARROW": 0,
+        "_CHUNKS": 2,
+    },
+    "coarse is narrow": {"_FEW": 0, "_NARROW": 40},
+    "narrow": {"_FEW": 0, "_VERY_FEW": 0, "_SOME": 0, "_NARROW": 10**9},
 }
 SHAPES = [
     (4, 2, ONE, (6, 8)),
@@ -51,9 +60,17 @@ def oracle(x, k, g: Geometry):
     )
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_all_three_against_the_convolution_and_its_gradients(shape, choice, monkeypatch):
+GEOMETRIES = [Geometry(*shape, first, "highest") for shape in SHAPES for first in (False, True)]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("products", "narrow")))
+        for name in CHOICES
+    ],
+)
+def test_all_three_against_the_convolution_and_its_gradients(choice, monkeypatch):
     for name, value in CHOICES[choice].items():
         monkeypatch.setattr(products, name, value)
 
@@ -62,11 +79,11 @@ def test_all_three_against_the_convolution_and_its_gradients(shape, choice, monk
         return (gather(x, k, g), lift(y, k, g), correlate(x, y, g)), (wanted, *pull(y))
 
     with jax.enable_x64(True):
-        for coarse_first in (False, True):
-            g = Geometry(*shape, coarse_first, "highest")
-            got, wanted = quick_jit(both, static_argnums=3)(*arrays(g), g)
+        given = [arrays(g) for g in GEOMETRIES]
+        every = quick_jit(lambda a: [both(*x, g) for x, g in zip(a, GEOMETRIES, strict=True)])
+        for g, (got, wanted) in zip(GEOMETRIES, every(given), strict=True):
             for name, a, b in zip(("gather", "lift", "correlate"), got, wanted, strict=True):
-                assert a.dtype == np.float64 and rel(a, b) < 1e-12, (name, coarse_first)
+                assert a.dtype == np.float64 and rel(a, b) < 1e-12, (name, g)
 
 
 @pytest.mark.parametrize("coarse_first", [False, True])
@@ -94,8 +111,7 @@ def test_derivatives_of_all_three_are_each_other(coarse_first):
                 assert np.isclose(told, (ahead - behind) / (2 * h), rtol=1e-6), (fn, function)
 
 
-def test_the_thresholds_choose_among_all_ways():
-    """At the sizes of the paper's networks both convolutions and products are used."""
+def test_large_images_are_convolved_and_small_ones_multiplied():
 
     def primitives(fn, *shapes):
         made = jax.make_jaxpr(fn)(*(jax.ShapeDtypeStruct(s, np.float32) for s in shapes))
@@ -109,11 +125,25 @@ def test_the_thresholds_choose_among_all_ways():
     assert "conv_general_dilated" not in down(8, 512, 512)
 
 
-def test_a_kernel_without_phases_is_refused():
-    g = Geometry(5, 2, ONE, (8, 8), True, "highest")
-    y = jnp.zeros((1, *g.coarse, 2))
-    with pytest.raises(ValueError, match="5x5 kernel at stride 2"):
-        products._lift_in_phases(y, jnp.zeros((5, 5, 2, 3)), g)
+@pytest.mark.parametrize("kernel,stride", [(5, 2), (1, 2), (4, 3)])
+def test_a_stride_that_does_not_suit_the_kernel_is_refused(kernel, stride):
+    with pytest.raises(ValueError, match=f"stride {stride} with a {kernel}x{kernel} kernel"):
+        Geometry(kernel, stride, ONE, (8, 8), True, "highest")
+
+
+@pytest.mark.parametrize("coarse_first", [False, True])
+def test_sums_in_bfloat16_are_rounded_once(coarse_first):
+    """As those of a convolution are: an error of one rounding, however many taps are added up."""
+    g = Geometry(4, 2, ONE, (8, 8), coarse_first, "default")
+    x, y, k = (jnp.asarray(a, jnp.bfloat16) for a in arrays(g, batch=2, c=16, o=16))
+    wide = [a.astype(jnp.float32) for a in (x, y, k)]
+    exact = dataclasses.replace(g, precision="highest")
+    for fn, places in ((gather, (0, 2)), (lift, (1, 2)), (correlate, (0, 1))):
+        got = fn(*((x, y, k)[n] for n in places), g)
+        assert got.dtype == jnp.bfloat16
+        wanted = np.asarray(fn(*(wide[n] for n in places), exact))
+        error = np.abs(np.asarray(got, np.float32) - wanted)
+        assert (error <= 2.0**-8 * np.abs(wanted) + 1e-4).all(), fn
 
 
 def test_every_tap_has_its_place():
