@@ -54,14 +54,15 @@ import importlib.util
 import os
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from p2p_jax.bench import machine, table, words
-from p2p_jax.bench.rows import Options, Problems, Row, write
-from p2p_jax.process import LEFT, Failure
+from p2p_jax import words
+from p2p_jax.bench import machine, table
+from p2p_jax.bench.rows import Options, Row, write
+from p2p_jax.command import finish
+from p2p_jax.words import ConfigError
 
 # Module of `p2p_jax.bench` and function by part. `start` comes first: its processes need the
 # devices that this one takes hold of after it.
@@ -87,7 +88,6 @@ FLAGS = (
     *("parts", "json", *NUMBERS, "batch-sizes", *LISTS, "devices", "against", "compile-for"),
     *("config", "help"),
 )
-_BAD_INPUT = 2
 _IDLE = 0.25  # of the cores, that may be at work elsewhere
 _COMPUTING = ("loop", "step", "infer")  # on devices, in this process
 
@@ -113,37 +113,14 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(str(__doc__).strip())
         return 0
-    try:
-        _run(_parse(argv))
-        return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return LEFT
-    except Exception as error:
-        return _failed(error)
-
-
-def _failed(error: Exception) -> int:
-    """Prints what ended the command, and gives the exit code."""
-    # Of whatever class: those of configs and data need their libraries.
-    problems = getattr(error, "problems", None)
-    if problems is not None:
-        for problem in problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return _BAD_INPUT
-    if isinstance(error, Failure | OSError):
-        print(f"error: {error}", file=sys.stderr)
-    else:
-        traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-    return 1
+    return finish(lambda: _run(_parse(argv)), "interrupted")
 
 
 def _note(line: str) -> None:
     print(line, flush=True)
 
 
-def _run(request: Request) -> None:
+def _run(request: Request) -> int:
     found = machine.machine() | {"load": os.getloadavg()[0]}
     for name, text in machine.machine_rows(found):
         _note(f"{name:<9}  {text}")
@@ -175,6 +152,7 @@ def _run(request: Request) -> None:
         _keep(request.output, rows, found)
     if rows and request.output is not None:
         _note(f"written    {request.output}")
+    return 0
 
 
 def _keep(output: Path | None, rows: list[Row], found: dict[str, Any]) -> None:
@@ -186,13 +164,13 @@ def _function(part: str) -> Callable[[Options], list[Row]]:
     """What measures a part.
 
     Raises:
-      Problems: it needs a library that is not installed.
+      ConfigError: it needs a library that is not installed.
     """
     module, name = PARTS[part]
     try:
         return getattr(importlib.import_module(f"p2p_jax.bench.{module}"), name)
     except ModuleNotFoundError as error:
-        raise Problems(
+        raise ConfigError(
             [
                 f"--parts: {part!r} needs the package {error.name}, which is not installed; step "
                 "and infer need jax, flax, optax and numpy alone"
@@ -207,9 +185,9 @@ def _parse(argv: Sequence[str]) -> Request:
     """What is asked for.
 
     Raises:
-      Problems: all that is wrong.
+      ConfigError: all that is wrong.
     """
-    flags, overrides, problems = words.split(argv, FLAGS)
+    flags, overrides, problems = words.split(argv, FLAGS, ("help",))
     usual = "" if flags.get("compile-for") else ",".join(PARTS)
     parts = words.listed("parts", flags.get("parts", usual), tuple(PARTS), problems)
     options: dict[str, Any] = {}
@@ -227,14 +205,10 @@ def _parse(argv: Sequence[str]) -> Request:
     else:
         options["devices"] = 0
     problems += _torch(flags, options, parts)
-    output = Path(flags["json"]) if flags.get("json") else None
-    if output is not None and output.exists():
-        problems.append(f"--json: {output} exists already; use another name")
-    elif output is not None and not output.parent.is_dir():
-        problems.append(f"--json: there is no folder {output.parent}")
+    output = words.new_file("json", flags.get("json", ""), problems)
     options["config"], found = _config(flags.get("config", ""), overrides)
     if problems + found:
-        raise Problems(problems + found)
+        raise ConfigError(problems + found)
     ordered = tuple(part for part in PARTS if part in parts)
     return Request(ordered, flags.get("compile-for", ""), output, options)
 
@@ -265,7 +239,6 @@ def _config(file: str, overrides: dict[str, str]) -> tuple[Any, list[str]]:
     if not file:
         return None, [f"--config.{key}: means nothing without --config" for key in overrides]
     from p2p_jax import mesh
-    from p2p_jax.config import ConfigError
     from p2p_jax.flags import config_file, override
     from p2p_jax.validate import resolved, validate
 

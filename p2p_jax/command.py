@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, and what a user reads of an error."""
+"""How a command ends: exit codes, and what a user reads of an error; needs no library."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from p2p_jax.config import ConfigError
-from p2p_jax.data import DataError
 from p2p_jax.process import LEFT, Failure
 
 BAD_INPUT = 2
@@ -21,15 +19,11 @@ def finish(run: Callable[[], int], interrupted: str) -> int:
       interrupted: what to say where it was left by Ctrl-C.
 
     Returns:
-      The command's own; 2 where its input was bad, each problem on a line; 1 for anything else,
-      with the reason on the last line.
+      The command's own; 2 where its input was bad, a `ConfigError` or `DataError`, each problem on
+      a line; 130 where it was interrupted; 1 for anything else, with the reason on the last line.
     """
     try:
         return run()
-    except (ConfigError, DataError) as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return BAD_INPUT
     except (Failure, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -37,6 +31,12 @@ def finish(run: Callable[[], int], interrupted: str) -> int:
         print(interrupted, file=sys.stderr)
         return LEFT
     except Exception as error:
+        # Of bad input, whatever its class: that of data comes with the libraries that read it,
+        # which not every command needs.
+        if isinstance(problems := getattr(error, "problems", None), list):
+            for problem in problems:
+                print(f"error: {problem}", file=sys.stderr)
+            return BAD_INPUT
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -13,8 +12,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from p2p_jax import mesh
-from p2p_jax.config import Config, ConfigError, base, coerce, flatten, merge, unknown_key
+from p2p_jax.config import Config, base, coerce, flatten, merge, unknown_key
 from p2p_jax.validate import resolved, validate
+from p2p_jax.words import ConfigError, near, split
 
 FLAGS = ("config", "workdir", "mode", "allow_config_change", "help")
 SWITCHES = ("allow_config_change", "help")
@@ -49,7 +49,7 @@ def parse(argv: Sequence[str]) -> Command:
     flags, overrides, problems = split(argv, FLAGS, SWITCHES)
     mode = flags.get("mode", "train")
     if mode not in MODES:
-        problems.append(f"--mode: {mode!r} is not one of {', '.join(MODES)}{_near(mode, MODES)}")
+        problems.append(f"--mode: {mode!r} is not one of {', '.join(MODES)}{near(mode, MODES)}")
     if not flags.get("workdir"):
         if mode == "train" and flags.get("config"):
             flags["workdir"] = str(_usual_workdir(flags["config"]))
@@ -69,50 +69,6 @@ def parse(argv: Sequence[str]) -> Command:
     return Command(mode, workdir, config, "allow_config_change" in flags)
 
 
-def split(
-    argv: Sequence[str], allowed: Sequence[str], switches: Sequence[str]
-) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Takes a command line apart.
-
-    Args:
-      argv: without the program's name.
-      allowed: names of flags, beside `config.KEY`.
-      switches: those of them that take no value.
-
-    Returns:
-      Flags, overrides by dotted key, and problems.
-    """
-    flags: dict[str, str] = {}
-    overrides: dict[str, str] = {}
-    problems = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--"):
-            problems.append(f"{word}: not a flag; flags are --name=value")
-            continue
-        name, equals, value = word[2:].partition("=")
-        switch = name in switches
-        if not equals and not switch:
-            if not words or words[0].startswith("--"):
-                problems.append(f"--{name}: needs a value, as in --{name}=VALUE")
-                continue
-            value = words.pop(0)
-        if switch and value not in ("", "true", "True"):
-            problems.append(f"--{name}: takes no value, not {value!r}")
-        if name.startswith("config."):
-            overrides[name.removeprefix("config.")] = value
-        elif name in allowed:
-            flags[name] = value
-        else:
-            there = ", ".join(f"--{flag}" for flag in allowed)
-            problems.append(
-                f"--{name}: no such flag{_near(name, allowed, '--')}; there are {there} and "
-                "--config.KEY=VALUE"
-            )
-    return flags, overrides, problems
-
-
 def _usual_workdir(config: str) -> Path:
     """`runs/NAME` of `configs/NAME.py`, `runs/NAME_ARG` of `configs/NAME.py:ARG`."""
     path, argument = _file_and_argument(config)
@@ -124,11 +80,6 @@ def _file_and_argument(text: str) -> tuple[Path, list[str]]:
     name, colon, argument = text.rpartition(":")
     whole = not colon or Path(text).is_file()
     return (Path(text), []) if whole else (Path(name), [argument])
-
-
-def _near(word: str, words: Sequence[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(word, words, 1)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _load(mode: str, flags: dict[str, str], workdir: Path) -> tuple[Config | None, list[str]]:
@@ -155,7 +106,7 @@ def config_file(text: str) -> Config:
     if not path.is_file():
         beside = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         there = f"; there are {', '.join(beside)}" if beside else ""
-        raise ConfigError([f"--config: {path} is not a file{_near(str(path), beside)}{there}"])
+        raise ConfigError([f"--config: {path} is not a file{near(str(path), beside)}{there}"])
     spec = importlib.util.spec_from_file_location("p2p_jax_config", path)
     if spec is None or spec.loader is None:
         raise ConfigError([f"--config: {path} is not a Python file"])

@@ -16,12 +16,12 @@ from jax.sharding import Mesh
 
 from p2p_jax import mesh as meshes
 from p2p_jax.bench import nets
-from p2p_jax.bench.rows import Problems
 from p2p_jax.metrics import METRICS
 from p2p_jax.objectives import HYPER
 from p2p_jax.readers import cached
 from p2p_jax.state import Gan
-from p2p_jax.step import make_sample, make_train_step
+from p2p_jax.step import make_sample, make_train_step, placed
+from p2p_jax.words import ConfigError
 
 DISPATCH = 50  # steps that the device does without asking
 METRIC_NAMES = ("l1", "psnr", "ssim")
@@ -49,12 +49,12 @@ def read(folder: Path, size: tuple[int, int]) -> tuple[Pairs, Pairs]:
       size: (height, width) of each half.
 
     Raises:
-      Problems: what is missing, unreadable or of another size, all at once.
+      ConfigError: what is missing, unreadable or of another size, all at once.
     """
     problems: list[str] = []
     decode = _decoder()
     if decode is None:
-        raise Problems(["--data: reading images needs cv2 or Pillow; neither is installed"])
+        raise ConfigError(["--data: reading images needs cv2 or Pillow; neither is installed"])
     splits = []
     for split in ("train", "val"):
         files = sorted(p for p in (folder / split).glob("*") if p.suffix.lower() in _SUFFIXES)
@@ -74,7 +74,7 @@ def read(folder: Path, size: tuple[int, int]) -> tuple[Pairs, Pairs]:
                 both.append(image)
         splits.append(both)
     if problems:
-        raise Problems(problems)
+        raise ConfigError(problems)
     stacked = (np.stack(both) for both in splits)
     train, val = (Pairs(x[:, :, size[1] :], x[:, :, : size[1]]) for x in stacked)
     return train, val
@@ -142,7 +142,7 @@ class Run:
         program = make_train_step(gan, mesh, DISPATCH, reader)
         self._compiled = program.lower(nets.abstract(gan, mesh), *self._arguments(0)).compile()
         self.compile_seconds = time.perf_counter() - begin
-        self._state = nets.draw(gan, mesh)
+        self._state = placed(self._compiled, nets.draw(gan, mesh))
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         jax.block_until_ready(self.generator())
 

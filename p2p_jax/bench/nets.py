@@ -52,22 +52,8 @@ def standard(
     """
     policy = policy_for(platform or jax.devices()[0].platform, precision, form)
     style = Style(policy=policy, axis=meshes.AXIS, norm_group=norm_group)
-    size, margin, features, depth = (16, 4, 4, 2) if tiny else (256, 30, 64, 8)
-    generator = GeneratorOptions(
-        name="unet",
-        depth=depth,
-        base_features=features,
-        features=(),
-        blocks=0,
-        upsample="auto",
-        innermost_norm="auto",
-        skip_activation="auto",
-        noise=0,
-        dropout=((1,) if tiny else (1, 2, 3)) if dropout else (),
-    )
-    discriminator = DiscriminatorOptions(
-        name="patchgan", layers=1 if tiny else 3, base_features=features, conditional=True
-    )
+    size, margin = (16, 4) if tiny else (256, 30)
+    generator, discriminator = options(dropout, tiny)
     task = TASKS["translate"](TaskOptions())
     return Gan(
         generator=GENERATORS["unet"](generator, style.but(output=task.output), task.channels[1]),
@@ -88,6 +74,28 @@ def standard(
         ema_decay=0.0,
         dtype=policy.param_dtype,
         axis=meshes.AXIS,
+    )
+
+
+def options(
+    dropout: bool = True, tiny: bool = False
+) -> tuple[GeneratorOptions, DiscriminatorOptions]:
+    """Those of both networks; arguments as of `standard`."""
+    depth, features, layers, dropped = (2, 4, 1, (1,)) if tiny else (8, 64, 3, (1, 2, 3))
+    generator = GeneratorOptions(
+        name="unet",
+        depth=depth,
+        base_features=features,
+        features=(),
+        blocks=0,
+        upsample="auto",
+        innermost_norm="auto",
+        skip_activation="auto",
+        noise=0,
+        dropout=dropped if dropout else (),
+    )
+    return generator, DiscriminatorOptions(
+        name="patchgan", layers=layers, base_features=features, conditional=True
     )
 
 

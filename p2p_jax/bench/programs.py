@@ -24,11 +24,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from p2p_jax.bench import nets, peak
-from p2p_jax.bench.rows import Options, Problems, Row, row
+from p2p_jax.bench.rows import Options, Row, row
 from p2p_jax.bench.traffic import Traffic, arrays, traffic
 from p2p_jax.objectives import HYPER
 from p2p_jax.state import Gan
 from p2p_jax.step import make_train_step
+from p2p_jax.words import ConfigError
 
 _COLLECTIVES = (
     *("all-reduce", "all-gather", "all-to-all", "ragged-all-to-all", "collective-permute"),
@@ -112,7 +113,7 @@ def compile_for(topology: str, options: Options) -> list[Row]:
     By default 32 images a device, in bfloat16.
 
     Raises:
-      Problems: `libtpu` is missing, or knows no such topology.
+      ConfigError: `libtpu` is missing, or knows no such topology.
     """
     rows = []
     with _topology(topology) as devices:
@@ -133,7 +134,7 @@ def compile_for(topology: str, options: Options) -> list[Row]:
 def _topology(name: str) -> Iterator[Sequence[Any]]:
     """The devices of a topology; the compiler for them looks for none here meanwhile."""
     if importlib.util.find_spec("libtpu") is None:
-        raise Problems(
+        raise ConfigError(
             ["--compile-for: needs the package libtpu; install it by pip install 'p2p_jax[tpu]'"]
         )
     from jax.experimental import topologies
@@ -150,7 +151,7 @@ def _topology(name: str) -> Iterator[Sequence[Any]]:
             found = topologies.get_topology_desc(name, platform="tpu")
         except Exception as error:  # of whatever kind this version raises
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise Problems(
+            raise ConfigError(
                 [f"--compile-for: {name!r}: {reason}; a topology is written as v5e:2x4 or v4:2x2x1"]
             ) from error
         yield found.devices

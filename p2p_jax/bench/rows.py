@@ -15,14 +15,6 @@ ROUNDS = 3  # of each measurement, in turn; the median counts
 FIGURES = ("precision", "batch_size", "images_per_sec", "ms", "ratio")
 
 
-class Problems(Exception):
-    """What is wrong with what was asked for, one sentence a problem; all of them at once."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
-        super().__init__(self.problems)
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What to measure.

@@ -19,7 +19,7 @@ from p2p_jax.images import to_levels
 from p2p_jax.objectives import HYPER
 from p2p_jax.readers import cached
 from p2p_jax.state import Gan
-from p2p_jax.step import make_train_step
+from p2p_jax.step import make_train_step, placed
 
 _EXAMPLES = 64  # that the devices hold
 
@@ -57,7 +57,7 @@ class Training:
         step = make_train_step(gan, mesh, dispatch, cached(shapes))
         like = nets.abstract(gan, mesh)
         self._compiled = step.lower(like, self._batch, self._hyper, self._counts[0]).compile()
-        self._state = nets.draw(gan, mesh)
+        self._state = placed(self._compiled, nets.draw(gan, mesh))
         self.told = programs.described(self._compiled)
 
     def steps(self, count: int) -> None:

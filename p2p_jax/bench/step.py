@@ -12,8 +12,9 @@ import jax
 
 from p2p_jax import mesh as meshes
 from p2p_jax.bench import peak, running
-from p2p_jax.bench.rows import Options, Problems, Row, in_turn, row
+from p2p_jax.bench.rows import Options, Row, in_turn, row
 from p2p_jax.bench.subject import Subject, chosen
+from p2p_jax.words import ConfigError
 
 TORCH_KEPT = 2  # of the forms of a precision, after a trial
 _TRIAL_SECONDS = 1.0
@@ -81,7 +82,7 @@ def _measured(options: Options, part: Part) -> list[Row]:
     precisions = options.precisions or (subject.precision,) * bool(subject.precision)
     precisions = precisions or usual_precisions
     if wrong := [str(size) for size in sizes if size % mesh.size]:
-        raise Problems(
+        raise ConfigError(
             [f"--batch-sizes: {', '.join(wrong)} cannot be split over {mesh.size} devices"]
         )
     options.log(f"{part.name}: measuring matrix products in {', '.join(precisions)}")
@@ -102,7 +103,7 @@ def _mesh(options: Options) -> Any:
     try:
         return meshes.make_mesh(options.devices)
     except ValueError as error:
-        raise Problems([f"--devices: {error}"]) from error
+        raise ConfigError([f"--devices: {error}"]) from error
 
 
 def _usual(platform: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -224,7 +225,7 @@ def _forms(options: Options, precision: str) -> Iterator[Any]:
 
     platform = jax.devices()[0].platform
     if platform not in TORCH_DEVICES:
-        raise Problems([f"--against=torch: there is no PyTorch for {platform} here"])
+        raise ConfigError([f"--against=torch: there is no PyTorch for {platform} here"])
     for form in torch_step.forms(TORCH_DEVICES[platform], (precision,)):
         if ("compile" if form.compiled else "eager") in options.torch_forms:
             yield form

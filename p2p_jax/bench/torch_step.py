@@ -8,7 +8,9 @@ for PyTorch. Importing this module does not import torch.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from p2p_jax.bench import torch_forms
@@ -17,7 +19,36 @@ from p2p_jax.bench.torch_forms import TorchForm, available, forms, version
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TorchForm", "TorchInference", "TorchTraining", "available", "forms", "version"]
+__all__ = [
+    "PAPER",
+    "Sizes",
+    "TorchForm",
+    "TorchInference",
+    "TorchTraining",
+    "available",
+    "forms",
+    "version",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How large networks and images are.
+
+    Attributes:
+      image: height and width; a multiple of 2**depth.
+      depth: of the U-Net.
+      base_features: of both networks.
+      layers: of the PatchGAN, of stride 2.
+    """
+
+    image: int = 256
+    depth: int = 8
+    base_features: int = 64
+    layers: int = 3
+
+
+PAPER = Sizes()
 
 
 class TorchTraining:
@@ -32,16 +63,13 @@ class TorchTraining:
         the first three.
       batch_size: images a step.
       device: `cpu` or `cuda`.
-      size: height and width; a multiple of 2**depth.
-      depth: of the U-Net.
-      base_features: of both networks.
-      layers: of the PatchGAN, of stride 2.
+      sizes: of networks and images.
       seed: of weights and data.
 
     Attributes:
       generator: the U-Net.
       discriminator: the PatchGAN.
-      source: `[b, 3, size, size]`, uniform in [-1, 1].
+      source: `[b, 3, h, w]`, uniform in [-1, 1].
       target: as `source`.
 
     Raises:
@@ -50,29 +78,20 @@ class TorchTraining:
     """
 
     def __init__(
-        self,
-        form: TorchForm,
-        batch_size: int,
-        device: str,
-        *,
-        size: int = 256,
-        depth: int = 8,
-        base_features: int = 64,
-        layers: int = 3,
-        seed: int = 0,
+        self, form: TorchForm, batch_size: int, device: str, sizes: Sizes = PAPER, seed: int = 0
     ) -> None:
-        torch_forms.check(form, batch_size, device, size, depth)
+        torch_forms.check(form, batch_size, device, sizes.image, sizes.depth)
         nets = _nets()
         self._form, self._device = form, device
-        generator = nets.UNet(depth, base_features)
-        discriminator = nets.PatchGan(layers, base_features)
-        self.generator = torch_forms.placed(nets.initialised(generator.to(device), seed), form)
-        self.discriminator = torch_forms.placed(
-            nets.initialised(discriminator.to(device), seed + 1), form
-        )
+        generator = nets.UNet(sizes.depth, sizes.base_features)
+        self.generator = _placed(generator, form, device, seed)
+        discriminator = nets.PatchGan(sizes.layers, sizes.base_features)
+        self.discriminator = _placed(discriminator, form, device, seed + 1)
         self._adam_g = torch_forms.adam(self.generator.parameters())
         self._adam_d = torch_forms.adam(self.discriminator.parameters())
-        self.source, self.target = torch_forms.images(2, batch_size, size, device, form, seed + 2)
+        self.source, self.target = torch_forms.images(
+            2, batch_size, sizes.image, device, form, seed + 2
+        )
         self._translate = torch_forms.compiled(nets.translate, form)
         self._disc_losses = torch_forms.compiled(nets.disc_losses, form)
         self._gen_losses = torch_forms.compiled(nets.gen_losses, form)
@@ -80,10 +99,7 @@ class TorchTraining:
 
     def steps(self, count: int) -> None:
         """Does `count` steps and waits until they are done."""
-        with torch_forms.settings(self._form, self._device):
-            for _ in range(count):
-                self._step()
-        torch_forms.wait(self._device)
+        _repeated(self._step, count, self._form, self._device)
 
     def losses(self) -> dict[str, float]:
         """Of the last step, unweighted: `disc`, both sides added up, `gen_gan` and `gen_l1`.
@@ -125,61 +141,50 @@ class TorchInference:
     """The generator alone, in inference mode, on data that is on the device.
 
     It normalises by the statistics of the batch, as the paper does at test time; dropout is off.
-
-    Args:
-      form: as of `TorchTraining`, and so all others.
-      batch_size: images a step.
-      device: `cpu` or `cuda`.
-      size: height and width; a multiple of 2**depth.
-      depth: of the U-Net.
-      base_features: of the U-Net.
-      layers: of the discriminator, which there is none of: both classes take the same arguments.
-      seed: of weights and data.
+    Arguments and errors are those of `TorchTraining`.
 
     Attributes:
       generator: the U-Net.
-      source: `[b, 3, size, size]`, uniform in [-1, 1].
-
-    Raises:
-      ValueError: what does not fit together, all at once.
-      ModuleNotFoundError: torch is not installed.
+      source: `[b, 3, h, w]`, uniform in [-1, 1].
     """
 
     def __init__(
-        self,
-        form: TorchForm,
-        batch_size: int,
-        device: str,
-        *,
-        size: int = 256,
-        depth: int = 8,
-        base_features: int = 64,
-        layers: int = 3,
-        seed: int = 0,
+        self, form: TorchForm, batch_size: int, device: str, sizes: Sizes = PAPER, seed: int = 0
     ) -> None:
-        torch_forms.check(form, batch_size, device, size, depth)
+        torch_forms.check(form, batch_size, device, sizes.image, sizes.depth)
         nets = _nets()
         self._form, self._device = form, device
-        generator = nets.UNet(depth, base_features, running=False).eval()
-        self.generator = torch_forms.placed(nets.initialised(generator.to(device), seed), form)
-        (self.source,) = torch_forms.images(1, batch_size, size, device, form, seed + 2)
+        generator = nets.UNet(sizes.depth, sizes.base_features, running=False).eval()
+        self.generator = _placed(generator, form, device, seed)
+        (self.source,) = torch_forms.images(1, batch_size, sizes.image, device, form, seed + 2)
         self._translate = torch_forms.compiled(nets.translate, form)
 
     def steps(self, count: int) -> None:
         """Translates the batch `count` times and waits until that is done."""
-        with (
-            torch_forms.settings(self._form, self._device),
-            torch_forms.torch_module().inference_mode(),
-        ):
-            for _ in range(count):
-                torch_forms.begin(self._form)
-                with torch_forms.autocast(self._form, self._device):
-                    self._translate(self.generator, self.source)
-        torch_forms.wait(self._device)
+        with torch_forms.torch_module().inference_mode():
+            _repeated(self._step, count, self._form, self._device)
+
+    def _step(self) -> None:
+        torch_forms.begin(self._form)
+        with torch_forms.autocast(self._form, self._device):
+            self._translate(self.generator, self.source)
 
 
 def _nets() -> Any:
     return importlib.import_module("p2p_jax.bench.torch_nets")
+
+
+def _placed(net: Any, form: TorchForm, device: str, seed: int) -> Any:
+    """A network with the paper's weights, on the device."""
+    return torch_forms.placed(_nets().initialised(net.to(device), seed), form)
+
+
+def _repeated(step: Callable[[], None], count: int, form: TorchForm, device: str) -> None:
+    """Does so many steps as the form has them, and waits until they are done."""
+    with torch_forms.settings(form, device):
+        for _ in range(count):
+            step()
+    torch_forms.wait(device)
 
 
 def _apply(optimizer: Any) -> None:

@@ -14,13 +14,24 @@ from PIL import Image
 from running import ROOT, environment, get_config
 
 from p2p_jax import mesh as meshes
-from p2p_jax.bench import accelerator, facades, nets, peak, step, torch_step
-from p2p_jax.bench.accelerator import Clock, Evaluation, Pairs, Run, read
-from p2p_jax.bench.rows import Options, Problems, row
+from p2p_jax.bench import (
+    accelerator,
+    accelerator_step,
+    facades,
+    measuring,
+    nets,
+    peak,
+    step,
+    torch_step,
+)
+from p2p_jax.bench.clock import Clock
+from p2p_jax.bench.facades import Evaluation, Pairs, Run, read
+from p2p_jax.bench.rows import Options, row
 from p2p_jax.build import build
 from p2p_jax.config import merge
 from p2p_jax.evaluate import Evaluator
 from p2p_jax.state import init
+from p2p_jax.words import ConfigError
 
 STANDARD = nets.standard
 TRAIN, VAL = 6, 3
@@ -39,13 +50,13 @@ def write_pairs(folder, size=16, suffix=".png"):
 def tiny(monkeypatch):
     """Small networks, a small peak, few batch sizes, and of torch only what needs no compiler."""
     measured, theirs = peak.measured, torch_step.TorchTraining
-    small = functools.partial(theirs, size=16, depth=2, base_features=4, layers=1)
+    small = functools.partial(theirs, sizes=torch_step.Sizes(16, 2, 4, 1))
     monkeypatch.setattr(nets, "standard", lambda *a, **k: STANDARD(*a, **(k | {"tiny": True})))
     monkeypatch.setattr(peak, "measured", lambda *a: measured(*a, size=64))
     monkeypatch.setattr(torch_step, "TorchTraining", small)
     monkeypatch.setattr(step, "_TRIAL_SECONDS", 0.01)
     monkeypatch.setattr(accelerator, "BATCHES", (2, 1))
-    monkeypatch.setattr(accelerator, "_TORCH_SMALL", (("", "bfloat16"), ("", "tf32")))
+    monkeypatch.setattr(accelerator_step, "_TORCH_SMALL", (("", "bfloat16"), ("", "tf32")))
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
@@ -91,7 +102,7 @@ def test_what_does_not_fit_is_left_out_and_told(tiny, tmp_path, capsys):
         *steps[:3],
         ("facades", "p2p_jax", "plain", "bfloat16", 64),
         *steps[3:],
-        ("facades", "p2p_jax", "auto", "float32", 1),
+        ("facades", "p2p_jax", "products", "float32", 1),
     ]
     assert all(r["peak_flops"] > 0 for r in rows[:2])
     for left_out in rows[2:]:
@@ -119,18 +130,18 @@ def test_the_fastest_form_comes_first_and_two_of_theirs_take_turns(tiny, monkeyp
         )
 
     modes = ((name, "bfloat16") for name in ("default", "", "default"))
-    monkeypatch.setattr(accelerator, "_TORCH_SMALL", tuple(modes))
+    monkeypatch.setattr(accelerator_step, "_TORCH_SMALL", tuple(modes))
     monkeypatch.setattr(step, "ours", ours)
     monkeypatch.setattr(step, "tried", tried)
     part = step.Part("step", step.STEP.ours, lambda *a: 1e6, "TorchTraining")
     monkeypatch.setattr(step, "STEP", part)
     before = row("step", "polyphase", precision="bfloat16", batch_size=64, images_per_sec=9.0)
     request = accelerator._parse([])
-    measuring = accelerator.Measuring(
+    shared = measuring.Measuring(
         request, Clock(1e6), Options(folder=None, log=print), {}, [before], {}  # type: ignore[arg-type]
     )  # fmt: skip
-    measuring.peaks["bfloat16"] = {"peak_flops": 1e12, "sheet_flops": None}
-    rows = accelerator._step(measuring, 2, 0.0)
+    shared.peaks["bfloat16"] = {"peak_flops": 1e12, "sheet_flops": None}
+    rows = accelerator_step.steps(shared, 2, 0.0)
     assert compiled == ["polyphase", "plain"]
     trials = [r for r in rows if r.get("trial")]
     assert [r["images_per_sec"] for r in trials] == [3.0, 1.0, 2.0]
@@ -150,7 +161,7 @@ def test_a_part_that_fails_does_not_end_the_others(tiny, tmp_path, monkeypatch, 
     def breaks(measuring, batch, kept):
         raise RuntimeError(f"no luck with {batch}\nat all")
 
-    monkeypatch.setattr(accelerator, "_step", breaks)
+    monkeypatch.setattr(accelerator, "steps", breaks)
     rows = run(tmp_path, "--minutes=0.002", code=1)
     assert [r["part"] for r in rows] == ["peak", "peak", "step", "facades", "step", "facades"]
     assert rows[2]["error"] == "RuntimeError: no luck with 2"
@@ -172,7 +183,7 @@ def test_pairs_are_read_with_either_library(tmp_path, monkeypatch):
     again = read(tmp_path, (16, 16))[0]
     assert (again.source == train.source).all() and (again.target == train.target).all()
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(Problems, match="needs cv2 or Pillow"):
+    with pytest.raises(ConfigError, match="needs cv2 or Pillow"):
         read(tmp_path, (16, 16))
 
 
@@ -185,7 +196,7 @@ def test_what_is_wrong_with_pairs_is_told_at_once(tmp_path, monkeypatch, without
         file.unlink()
     if without:
         monkeypatch.setitem(sys.modules, without, None)
-    with pytest.raises(Problems) as error:
+    with pytest.raises(ConfigError) as error:
         read(tmp_path, (16, 16))
     unreadable, small, none = error.value.problems
     assert "2.jpg cannot be read" in unreadable and "4.jpg is 30x16, not 32x16" in small
@@ -249,7 +260,8 @@ def test_a_run_sees_every_pair_and_goes_on_where_it_stood(monkeypatch):
 
 @pytest.mark.slow
 def test_all_of_it(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(accelerator, "FORMS", ("polyphase",))
+    monkeypatch.setattr(measuring, "FORMS", ("polyphase",))
+    monkeypatch.setattr(accelerator_step, "FORMS", measuring.FORMS)
     write_pairs(tmp_path, suffix=".jpg")
     rows = run(
         tmp_path, f"--data={tmp_path}", "--batch-size=4", "--images=24", "--evaluate-every=12",
@@ -265,7 +277,7 @@ def test_all_of_it(tiny, tmp_path, monkeypatch, capsys):
     assert all(r["ratio"] == r["ratio_best"] > 0 for r in steps if r["impl"] == "p2p_jax")
 
     fast, exact = (r for r in rows if r["part"] == "facades")
-    assert fast["form"] == "polyphase"
+    assert (fast["form"], exact["form"]) == ("polyphase", "products")
     assert (fast["batch_size"], fast["lr"], exact["lr"]) == (4, 1e-3, 2e-4)
     for each in (fast, exact):
         assert [e["images"] for e in each["evaluations"]] == [0, 12, 24]
@@ -319,7 +331,9 @@ def test_what_is_wrong_with_a_command_line_is_told_at_once(tmp_path, capsys):
     for wanted in ("--lr", "--minutes", "--evaluate-every", "--images", "--dat", "--config.a",
                    "--json"):  # fmt: skip
         assert sum(line.startswith(f"error: {wanted}:") for line in lines) == 1, wanted
-    assert len(lines) == 7 and there.read_text() == ""
+    assert len(lines) == 7 and "KEY" not in "".join(lines)
+    assert any(line.endswith("--evaluate-every and --help") for line in lines)
+    assert there.read_text() == ""
     assert accelerator.main(["--help"]) == 0
     assert "--minutes=9" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from p2p_jax.bench import nets
 from p2p_jax.config import base, merge
 from p2p_jax.networks import make_gan
 from p2p_jax.objectives import HYPER, RATES
-from p2p_jax.step import example_keys
+from p2p_jax.update import example_keys
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
@@ -22,9 +22,10 @@ def test_standard_is_what_the_default_config_makes(precision, form):
     config = merge(base(), {"train.precision": precision, "train.conv_form": form})
     ours, theirs = nets.standard(precision, form), make_gan(config)
     for field in dataclasses.fields(ours):
-        if field.name in ("gen_tx", "disc_tx", "task", "reconstruction"):
+        if field.name in ("gen_tx", "disc_tx", "task", "reconstruction", "remat"):
             continue  # functions
         assert getattr(ours, field.name) == getattr(theirs, field.name), field.name
+    assert ours.remat(jnp.sin) is theirs.remat(jnp.sin) is jnp.sin
     assert dict(ours.reconstruction).keys() == dict(theirs.reconstruction).keys() == {"l1"}
     assert (ours.task.channels, ours.task.output) == (theirs.task.channels, theirs.task.output)
 

@@ -11,7 +11,8 @@ import pytest
 
 from p2p_jax import mesh as meshes
 from p2p_jax.bench import nets, programs
-from p2p_jax.bench.rows import Options, Problems
+from p2p_jax.bench.rows import Options
+from p2p_jax.words import ConfigError
 
 TEXT = """
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -65,7 +66,7 @@ def options(**changes) -> Options:
 
 def test_compiling_for_tpus_without_their_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Problems) as raised:
+    with pytest.raises(ConfigError) as raised:
         programs.compile_for("v5e:2x4", options())
     (problem,) = raised.value.problems
     assert "libtpu" in problem and "pip install 'p2p_jax[tpu]'" in problem
@@ -76,7 +77,7 @@ def test_compiling_for_tpus(monkeypatch):
     pytest.importorskip("libtpu")
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "mine")
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
-    with pytest.raises(Problems, match=r"'v5e:nope'.*v5e:2x4"):
+    with pytest.raises(ConfigError, match=r"'v5e:nope'.*v5e:2x4"):
         programs.compile_for("v5e:nope", options())
     standard = nets.standard
     monkeypatch.setattr(nets, "standard", lambda *a, **k: standard(*a, **k, tiny=True))

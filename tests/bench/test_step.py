@@ -11,7 +11,8 @@ import pytest
 
 from p2p_jax import mesh as meshes
 from p2p_jax.bench import nets, peak, running, step, subject, torch_step
-from p2p_jax.bench.rows import ROUNDS, Options, Problems
+from p2p_jax.bench.rows import ROUNDS, Options
+from p2p_jax.words import ConfigError
 
 MILLISECONDS = {"eager": 8, "eager channels_last": 4, "compile": 2, "compile channels_last": 1}
 
@@ -136,9 +137,9 @@ def test_a_way_without_memory_is_told(told, monkeypatch):
 
 
 def test_batches_and_devices_must_fit(told):
-    with pytest.raises(Problems, match="3 cannot be split over 2 devices"):
+    with pytest.raises(ConfigError, match="3 cannot be split over 2 devices"):
         step.step(options(batch_sizes=(2, 3), devices=2))
-    with pytest.raises(Problems, match="--devices: 99 devices asked for"):
+    with pytest.raises(ConfigError, match="--devices: 99 devices asked for"):
         step.step(options(devices=99))
 
 

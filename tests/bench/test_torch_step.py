@@ -18,6 +18,7 @@ from torch_reference import NLayerDiscriminator, Trainer, UnetGenerator  # noqa:
 
 from p2p_jax.bench import torch_forms, torch_nets  # noqa: E402
 from p2p_jax.bench.torch_step import (  # noqa: E402
+    Sizes,
     TorchForm,
     TorchInference,
     TorchTraining,
@@ -29,12 +30,12 @@ from p2p_jax.bench.torch_step import (  # noqa: E402
 ROOT = Path(__file__).parents[2]
 EAGER = TorchForm("", "float32", False)
 DEPTH, BASE, SIZE = 5, 4, 32
-TINY = {"size": SIZE, "depth": DEPTH, "base_features": BASE}
+TINY = Sizes(SIZE, DEPTH, BASE)
 
 
 def training(form=EAGER, batch_size=2, dropout=True, **options):
     """A tiny one."""
-    made = TorchTraining(form, batch_size, "cpu", **TINY, **options)
+    made = TorchTraining(form, batch_size, "cpu", TINY, **options)
     for module in made.generator.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5 if dropout else 0.0
@@ -236,7 +237,7 @@ def test_losses_before_a_step_are_refused():
 
 
 def test_inference_is_the_generator_without_dropout_by_the_batchs_statistics():
-    alone, whole = TorchInference(EAGER, 2, "cpu", **TINY), training(dropout=False)
+    alone, whole = TorchInference(EAGER, 2, "cpu", TINY), training(dropout=False)
     seen = []
     alone.generator.register_forward_hook(lambda *a: seen.append(a[-1]))
     alone.steps(2)
@@ -275,7 +276,7 @@ def test_unknown_devices_and_precisions_are_refused_together():
 @pytest.mark.parametrize("kind", [TorchTraining, TorchInference])
 def test_what_does_not_fit_together_is_refused_at_once(kind):
     with pytest.raises(ValueError) as caught:
-        kind(TorchForm("reduce-overhead", "tf32", False), 0, "cpu", **(TINY | {"size": 48}))
+        kind(TorchForm("reduce-overhead", "tf32", False), 0, "cpu", Sizes(48, DEPTH))
     for part in ("tf32 is for cuda", "reduce-overhead is for cuda", "batch_size=0", "size=48"):
         assert part in str(caught.value)
 
@@ -349,8 +350,8 @@ def test_compiled_inference_compiles_once_a_batch_size():
     from torch._dynamo.utils import counters
 
     counters.clear()
-    form, tiny = TorchForm("default", "bfloat16", False), {"size": 8, "depth": 2}
+    form, tiny = TorchForm("default", "bfloat16", False), Sizes(8, 2, BASE)
     for batch_size in (1, 2, 3):
-        TorchInference(form, batch_size, "cpu", base_features=BASE, **tiny).steps(2)
+        TorchInference(form, batch_size, "cpu", tiny).steps(2)
     assert counters["stats"]["unique_graphs"] == 3
     assert not counters["graph_break"]
