@@ -9,23 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from p2p_jax.losses import RECONSTRUCTION
+from p2p_jax.words import ConfigError
 
 # ConfigDict resolves attributes at run time, which a type checker cannot follow.
 Config = Any
 
 _SHOWN = 20  # of a long list, before "and N more"
 EVERY = ("log", "eval", "sample", "save")  # train.*_every
-
-
-class ConfigError(Exception):
-    """What is wrong with a config or command line, one sentence a problem; all of them at once."""
-
-    def __init__(self, problems: Collection[str]) -> None:
-        self.problems = list(problems)
-        super().__init__(self.problems)
-
-    def __str__(self) -> str:
-        return "\n".join(self.problems)
 
 
 def shortened(problems: Sequence[str]) -> list[str]:
@@ -143,6 +133,8 @@ def base() -> Config:
 
     c.train = t = ConfigDict()
     t.batch_size = 1  # over all devices
+    t.accumulate = 1  # parts of it that are computed one after another: less memory, same result
+    t.remat = "none"  # or activations: computed again for the gradients instead of kept
     t.steps = 0  # updates of each network; above 0 it wins over
     t.epochs = 200.0  # passes over the training pairs
     t.steps_per_dispatch = 1  # updates that the device does without asking

@@ -16,7 +16,7 @@ from p2p_jax.images import Values, to_levels
 from p2p_jax.pictures import as_shown
 from p2p_jax.report import grid
 from p2p_jax.state import Gan
-from p2p_jax.step import AUGMENT, example_keys
+from p2p_jax.update import AUGMENT, example_keys
 
 PAIRS, VERSIONS = 6, 3
 _BAR = 8  # pixels between what is stored and what the networks see

@@ -18,7 +18,7 @@ from p2p_jax.data.labels import Labels, colours, read_palette
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.models import DISCRIMINATORS, GENERATORS, MultiScale
 from p2p_jax.models.conv import Policy, policy_for
-from p2p_jax.models.layers import Style
+from p2p_jax.models.layers import REMAT, Style
 from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
 from p2p_jax.optim import adam
 from p2p_jax.state import Gan, TrainState, init
@@ -122,6 +122,8 @@ def make_gan(config: Config) -> Gan:
         ema_decay=config.train.ema_decay,
         dtype=policy.param_dtype,
         axis=meshes.AXIS,
+        accumulate=config.train.accumulate,
+        remat=REMAT[config.train.remat],
     )
 
 

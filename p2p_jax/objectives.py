@@ -73,7 +73,7 @@ def discriminator_gradients(
             total = total + hyper["gradient_penalty"] * parts["disc_penalty"]
         return hyper["disc"] * total, (parts, stats)
 
-    grads, (parts, stats) = jax.grad(loss_fn, has_aux=True)(disc.params)
+    grads, (parts, stats) = jax.grad(gan.remat(loss_fn), has_aux=True)(disc.params)
     return parts, grads, stats
 
 
@@ -125,5 +125,5 @@ def generator_cotangent(
         total = _sum(hyper[name] * value for name, value in parts.items())
         return total, {f"gen_{name}": value for name, value in parts.items()}
 
-    cotangent, parts = jax.grad(loss_fn, has_aux=True)(fake)
+    cotangent, parts = jax.grad(gan.remat(loss_fn), has_aux=True)(fake)
     return parts, cotangent

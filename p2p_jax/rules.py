@@ -14,7 +14,7 @@ from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.metrics import METRICS
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
 from p2p_jax.models.conv import FORMS
-from p2p_jax.models.layers import BIASES, INITIALISERS
+from p2p_jax.models.layers import BIASES, INITIALISERS, REMAT
 from p2p_jax.models.norms import NORMS
 from p2p_jax.networks import PRECISIONS
 from p2p_jax.optim import BATCH_SCALING, SCHEDULES
@@ -52,6 +52,7 @@ def choices(flat: dict[str, Any]) -> Iterator[str]:
         "optim.batch_scaling": BATCH_SCALING,
         "train.precision": PRECISIONS,
         "train.conv_form": ("auto", *FORMS),
+        "train.remat": REMAT,
         "train.init_nets": ("both", "generator"),
         "train.best": METRICS,
         "eval.norm_stats": ("batch", "running"),
@@ -100,6 +101,7 @@ def ranges(flat: dict[str, Any]) -> Iterator[str]:
         ("model.norm_scale_std", lambda v: 0 <= v < math.inf, "0 or more"),
         ("mesh.devices", lambda v: v >= 0, "0 (all) or more"),
         ("train.batch_size", lambda v: v >= 1, "1 or more"),
+        ("train.accumulate", lambda v: v >= 1, "1 (the whole batch at once) or more"),
         ("train.steps", lambda v: v >= 0, "0 (train.epochs counts) or more"),
         ("train.keep", lambda v: v >= 2, "2 or more, so that a damaged checkpoint loses little"),
         ("train.ema_decay", lambda v: 0 <= v < 1, "in [0, 1)"),

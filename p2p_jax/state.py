@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -40,6 +41,8 @@ class Gan:
       dtype: of images and losses inside the step, and of parameters.
       axis: the mesh axis that splits the batch.
       values: what the stored numbers of source and target mean.
+      accumulate: parts of a device's examples that are computed one after another.
+      remat: makes of a function one that keeps less for its gradients and computes it again.
     """
 
     generator: nn.Module
@@ -56,6 +59,8 @@ class Gan:
     dtype: str
     axis: str
     values: tuple[Values, Values] = (Values(), Values())
+    accumulate: int = 1
+    remat: Callable[[Callable], Callable] = lambda fn: fn
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -1,11 +1,4 @@
-"""The training step and the sampling function, compiled for a mesh.
-
-One update, after Isola et al. 2017, section 3.3: the generator runs forward once; the discriminator
-is updated on real and fake; then the generator, by the gradient that its loss has through the
-*updated* discriminator.
-
-Randomness is a function of (seed, step, position in the global batch) alone, whatever the layout.
-"""
+"""The training step and the sampling function, compiled for a mesh."""
 
 from __future__ import annotations
 
@@ -13,121 +6,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from p2p_jax.images import Size, Values, from_signed, resize, to_levels
-from p2p_jax.objectives import HYPER, discriminator_gradients, generator_cotangent
+from p2p_jax.images import Size, Values, from_signed, resize
+from p2p_jax.objectives import HYPER
 from p2p_jax.readers import STREAMED, Reader
-from p2p_jax.state import Gan, NetState, TrainState
+from p2p_jax.state import Gan, TrainState
+from p2p_jax.update import EVALUATE, as_levels, example_keys, update
 
 Array = jax.Array
 Tree = Any
-# Purposes that keys are folded with: fixed numbers, as a resumed run depends on them.
-AUGMENT, DROPOUT, EVALUATE, MIX = 1, 2, 3, 4
-
-
-def example_keys(key: Array, purpose: int, positions: Array) -> Array:
-    """`[b]` keys of the examples at these places of the global batch."""
-    key = jax.random.fold_in(key, purpose)
-    return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
-
-
-def _pmean(tree: Tree, axis: str) -> Tree:
-    """The mean over devices: one all-reduce for the whole tree; of one device, itself."""
-    return jax.lax.pmean(tree, axis) if jax.lax.axis_size(axis) > 1 else tree
-
-
-def _varying(tree: Tree, axis: str) -> Tree:
-    """Marks replicated arrays as each device's own, so that their gradients stay unsummed.
-
-    Otherwise the gradients arrive summed over devices, and averaging them again would leave n times
-    the gradient, which Adam nearly hides.
-    """
-    return jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), tree)
-
-
-def _apply_gradients(
-    net: NetState, tx: optax.GradientTransformation, grads: Tree, stats: Tree, lr: Array
-) -> NetState:
-    updates, opt_state = tx.update(grads, net.opt_state, net.params)
-    params = jax.tree.map(lambda p, u: p - (lr * u).astype(p.dtype), net.params, updates)
-    return NetState(params, stats, opt_state)
-
-
-def _levels(gan: Gan, source: Array, target: Array) -> tuple[Array, Array]:
-    """Stored images as floating levels 0..255."""
-    levels = (
-        to_levels(images, values, gan.dtype)
-        for images, values in zip((source, target), gan.values, strict=True)
-    )
-    return next(levels), next(levels)
-
-
-def update(
-    gan: Gan,
-    state: TrainState,
-    source: Array,
-    target: Array,
-    sizes: Array | None,
-    hyper: dict[str, Array],
-) -> tuple[TrainState, Array]:
-    """One update of both networks; runs on each device, over the mesh axis `gan.axis`.
-
-    Args:
-      gan: the networks.
-      state: the same on all devices.
-      source: `[b, h, w, c]`, this device's examples as they are stored.
-      target: `[b, h, w, c']`, likewise.
-      sizes: int32 `[b, 2]`, the (height, width) that they fill of it, or None: all.
-      hyper: scalars by name; see `objectives.HYPER`.
-
-    Returns:
-      The new state, and the losses in the order of `gan.metric_names`, means over all devices.
-    """
-    axis = gan.axis
-    b = source.shape[0]
-    key = jax.random.fold_in(state.key, state.step)
-    positions = jax.lax.axis_index(axis) * b + jnp.arange(b, dtype=jnp.int32)
-    augment_keys = example_keys(key, AUGMENT, positions)
-    levels = _levels(gan, source, target)
-    pair = gan.task.encode(*gan.augment(augment_keys, *levels, sizes))
-    dropout_keys = example_keys(key, DROPOUT, positions)
-
-    local_gen, local_disc = _varying(state.gen, axis), _varying(state.disc, axis)
-
-    def forward(params: Tree) -> tuple[Array, Tree]:
-        out, new = gan.generator.apply(
-            {"params": params, "stats": local_gen.stats}, pair[0], dropout_keys, mutable=["stats"]
-        )
-        return out, new.get("stats", {})
-
-    fake, pull, gen_stats = jax.vjp(forward, local_gen.params, has_aux=True)
-
-    mix_keys = example_keys(key, MIX, positions)
-    disc_parts, grads, stats = discriminator_gradients(
-        gan, local_disc, mix_keys, pair, jax.lax.stop_gradient(fake), hyper
-    )
-    disc_parts, grads, stats = _pmean((disc_parts, grads, stats), axis)
-    disc = _apply_gradients(state.disc, gan.disc_tx, grads, stats, hyper["disc_lr"])
-
-    seen = local_disc if gan.simultaneous else _varying(disc, axis)
-    parts, cotangent = generator_cotangent(gan, seen, pair, fake, hyper)
-    (gen_grads,) = pull(cotangent)
-    parts, grads, stats = _pmean((parts, gen_grads, gen_stats), axis)
-    gen = _apply_gradients(state.gen, gan.gen_tx, grads, stats, hyper["gen_lr"])
-
-    ema = (
-        jax.tree.map(
-            lambda e, p: gan.ema_decay * e + (1 - gan.ema_decay) * p, state.ema, gen.params
-        )
-        if gan.ema_decay
-        else {}
-    )
-    parts |= disc_parts
-    losses = jnp.stack([parts[name.removeprefix("loss/")] for name in gan.metric_names])
-    return TrainState(state.step + 1, gen, disc, ema, state.key), losses
 
 
 def make_train_step(
@@ -166,12 +56,26 @@ def make_train_step(
         axis_names={gan.axis},
         check_vma=mesh.size > 1,  # the check would demand means over devices, which one skips
     )
+    # Left to itself, XLA copies the state out of its usual layout and back in each dispatch on TPU.
+    layout = Layout.AUTO if mesh.devices.flat[0].platform == "tpu" else None
+    state = Format(layout, NamedSharding(mesh, P()))
+    rest = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs[1:])
     return jax.jit(
         sharded,
         donate_argnums=0,
-        in_shardings=jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs),
-        out_shardings=NamedSharding(mesh, P()),
+        in_shardings=(state, *rest),
+        out_shardings=(state, NamedSharding(mesh, P())),
     )
+
+
+def placed(step_fn: jax.stages.Compiled, state: TrainState) -> TrainState:
+    """The state as a compiled step wants it: its arrays in the layouts that suit the device."""
+
+    def put(x: Array, wanted: Format) -> Array:
+        # The layout of a typed key is told as that of the numbers in it, which it does not take.
+        return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.device_put(x, wanted)
+
+    return jax.tree.map(put, state, step_fn.input_formats[0][0])
 
 
 class Sampled(NamedTuple):
@@ -219,7 +123,7 @@ def make_sample(
         return from_signed(fake, gan.values[1]) if fits else None
 
     def sample(params: Tree, stats: Tree, key: Array, source: Array, target: Array, ids: Array):
-        pair, channels = _levels(gan, source, target), target.shape[3]
+        pair, channels = as_levels(gan, source, target), target.shape[3]
         if device_size:
             pair = [
                 resize(images, device_size, method)

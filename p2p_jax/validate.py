@@ -248,13 +248,36 @@ def _batch(flat: dict[str, Any], training: bool) -> Iterator[str]:
                 f"{devices} ({max(1, round(size / devices)) * devices}), or mesh.devices="
                 f"{' or '.join(map(str, fits))}"
             )
-    share = flat["train.batch_size"] // devices
-    for net in ("generator", "discriminator") if training else ():
-        group = flat[f"model.{net}.norm_group"]
-        used = group and flat[f"model.{net}.norm"] == "batch"
-        if used and flat["train.batch_size"] % devices == 0 and share % group:
-            fits = [n for n in range(1, share + 1) if share % n == 0]
+    if training and flat["train.batch_size"] % devices == 0:
+        yield from _parts(flat, devices)
+
+
+def _parts(flat: dict[str, Any], devices: int) -> Iterator[str]:
+    """Nor must groups straddle the parts of a device's share."""
+    share, parts = flat["train.batch_size"] // devices, flat["train.accumulate"]
+    if share % parts:
+        yield (
+            f"train.accumulate: {parts} does not divide the {share} images of each of {devices} "
+            f"devices; one of {_divisors(share)} does"
+        )
+        return
+    for net in ("generator", "discriminator"):
+        group, whole = flat[f"model.{net}.norm_group"], ", or 0" if parts == 1 else ""
+        if flat[f"model.{net}.norm"] != "batch":
+            continue
+        if group and (share // parts) % group:
+            of = f" in {parts} parts" if parts > 1 else ""
             yield (
                 f"model.{net}.norm_group: {group} does not divide the {share} images of each of "
-                f"{devices} devices; one of {', '.join(map(str, fits))} does, or 0"
+                f"{devices} devices{of}; one of {_divisors(share // parts)} does{whole}"
             )
+        elif not group and parts > 1:
+            yield (
+                f"model.{net}.norm_group: 0 takes statistics of the whole batch, of which "
+                f"train.accumulate={parts} has a part at a time; use one of "
+                f"{_divisors(share // parts)}"
+            )
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)

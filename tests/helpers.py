@@ -10,20 +10,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 
-from p2p_jax.augment import Augment
-from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
+from p2p_jax.bench import nets
 from p2p_jax.mesh import AXIS, make_mesh, put_replicated, put_split
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
 from p2p_jax.models.conv import Policy
 from p2p_jax.models.layers import Style
-from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
 from p2p_jax.objectives import HYPER
-from p2p_jax.optim import adam
 from p2p_jax.state import Gan, TrainState, init
 from p2p_jax.step import make_train_step
-from p2p_jax.tasks import TASKS, TaskOptions
 
 PLAIN64 = Policy(dtype="float64", param_dtype="float64")
 # What `build` chooses on this platform, in both precisions.
@@ -65,16 +62,13 @@ def _network(kinds: dict[str, Any], options: Any, policy: Policy, changes: Any, 
 
 def generator(name: str = "unet", policy: Policy = PLAIN64, channels: int = 3, **changes) -> Any:
     """A generator of depth 2 with 4 features and dropout, unless changed; options and style."""
-    options = GeneratorOptions(
-        name=name, depth=2, base_features=4, features=(), blocks=2, upsample="auto",
-        innermost_norm="auto", skip_activation="auto", noise=0, dropout=(1,),
-    )  # fmt: skip
-    return _network(GENERATORS, options, policy, changes, channels)
+    options, _ = nets.options(tiny=True)
+    return _network(GENERATORS, options, policy, {"name": name, "blocks": 2} | changes, channels)
 
 
 def discriminator(policy: Policy = PLAIN64, **changes) -> Any:
     """A PatchGAN of one strided layer with 4 features, unless changed; options and style."""
-    options = DiscriminatorOptions(name="patchgan", layers=1, base_features=4, conditional=True)
+    _, options = nets.options(tiny=True)
     return _network(DISCRIMINATORS, options, policy, changes)
 
 
@@ -83,19 +77,9 @@ def tiny_gan(policy: Policy, gen: Any = None, disc: Any = None, **changes) -> Ga
     options = dict(
         generator=generator(policy=policy, **(gen or {})),
         discriminator=discriminator(policy, **(disc or {})),
-        gen_tx=adam(0.5, 0.999, 1e-8),
-        disc_tx=adam(0.5, 0.999, 1e-8),
-        adversarial=ADVERSARIAL["vanilla"],
-        reconstruction=(("l1", RECONSTRUCTION["l1"]),),
-        feature_matching=False,
-        simultaneous=False,
-        augment=Augment((20, 20), (16, 16), True),
-        task=TASKS["translate"](TaskOptions()),
-        ema_decay=0.0,
         dtype=policy.param_dtype,
-        axis=AXIS,
     )
-    return Gan(**(options | changes))
+    return dataclasses.replace(nets.standard(tiny=True), **(options | changes))
 
 
 def paths(tree: Any) -> dict[str, Any]:
@@ -154,6 +138,15 @@ def same(a: Any, b: Any) -> bool:
     """Whether two trees hold the same bits."""
     a, b = leaves(a), leaves(b)
     return a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
+
+
+def turned(tree: Any) -> Any:
+    """The same with the last two axes of every kernel changed over in memory, as a TPU may want."""
+
+    def turn(x: jax.Array) -> jax.Array:
+        return jax.device_put(x, Format(Layout((0, 1, 3, 2)), x.sharding)) if x.ndim == 4 else x
+
+    return jax.tree.map(turn, tree)
 
 
 class Step:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import os
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def environment(cached: bool = True, **changes: str) -> dict[str, str]:
     if cached:
         env |= {
             "JAX_COMPILATION_CACHE_DIR": str(_scratch() / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
     return env | changes
 
@@ -111,13 +112,20 @@ def train_to(workdir: Path, code: int = 0, *args: str, **kwargs: Any) -> str:
 
 
 @functools.cache
-def finished() -> tuple[Path, str]:
-    """A whole run that nothing disturbed, and what it printed. Do not write to it."""
-    workdir, printed = _scratch() / "finished", _scratch() / "finished.txt"
-    with (_scratch() / "finished.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process that needs it makes it
+def finished(*args: str) -> tuple[Path, str]:
+    """A whole run that nothing disturbed, and what it printed. Do not write to it.
+
+    Each is made once, by whichever process needs it first.
+
+    Args:
+      *args: flags, beside those of the tiny config.
+    """
+    name = hashlib.sha256(repr(args).encode()).hexdigest()[:16]
+    workdir, printed = _scratch() / name, _scratch() / f"{name}.txt"
+    with (_scratch() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not printed.exists():
-            printed.write_text(train_to(workdir))
+            printed.write_text(train_to(workdir, 0, *args))
     return workdir, printed.read_text()
 
 

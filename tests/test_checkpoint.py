@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import turned
 from running import (
     CONFIG,
     STEPS,
@@ -293,6 +294,14 @@ def test_training_goes_on_from_the_sound_one(tmp_path):
 
 
 # --- donation ------------------------------------------------------------------------------------
+
+
+def test_a_state_in_other_layouts_is_saved_as_any(tmp_path):
+    manager = _open(tmp_path)
+    checkpoint.save(manager, turned(_state(1)), {}, None)
+    checkpoint.close(manager)
+    found = checkpoint.restore(_open(tmp_path), _like(_state(1)), pytest.fail)
+    assert _bits(checkpoint.join(**found.items)) == _bits(_state(1))
 
 
 def test_a_save_is_not_harmed_by_the_donation_that_follows(tmp_path):

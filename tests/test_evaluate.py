@@ -9,7 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from helpers import quick_jit
+from helpers import quick_jit, turned
 from PIL import Image
 from running import STEPS, blocks, files, finished, get_config, start
 
@@ -64,6 +64,11 @@ def _picture(kind, name):
 
 
 # --- what it depends on --------------------------------------------------------------------------
+
+
+def test_layouts_in_memory_do_not_matter():
+    _, evaluator, gen = _made(**ONE)
+    assert (_rows(evaluator(turned(gen))) == _rows(_result(**ONE))).all()
 
 
 @pytest.mark.parametrize(

@@ -329,8 +329,8 @@ def test_both_images_are_varied_alike_and_each_time_anew(tmp_path):
 
 
 def test_the_variations_are_those_of_the_first_steps(tmp_path):
-    """Places of a batch draw as in `step.update`: its key is the run's, folded with the step."""
-    from p2p_jax.step import AUGMENT, example_keys
+    """Places of a batch draw as in `update.update`: its key is the run's, folded with the step."""
+    from p2p_jax.update import AUGMENT, example_keys
 
     experiment = of_config(tmp_path)
     gan, frames = experiment.gan, experiment.train_frames

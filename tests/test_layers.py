@@ -93,6 +93,7 @@ LAYERS: dict[str, set[str] | object] = {
     },
     "mesh": set(),
     "process": set(),
+    "words": set(),
     "report": set(),
     "pictures": {"report"},
     "tally": {"process"},
@@ -101,12 +102,13 @@ LAYERS: dict[str, set[str] | object] = {
     "state": {"augment", "images", "losses", "tasks"},
     "objectives": {"state", "losses"},
     "readers": set(),
-    "step": {"state", "objectives", "images", "readers"},
+    "update": {"state", "objectives", "images"},
+    "step": {"state", "objectives", "images", "readers", "update"},
     "store": {"data", "mesh", "readers"},
     "checkpoint": {"process", "state"},
-    "config": {"losses"},
+    "config": {"losses", "words"},
     "dialects": {"config"},
-    "command": {"config", "data", "process"},
+    "command": {"process"},
     "networks": {
         *("augment", "config", "mesh", "models", "losses", "optim", "state", "tasks"),
         *("data", "data.labels"),
@@ -116,7 +118,7 @@ LAYERS: dict[str, set[str] | object] = {
         *("images", "losses", "metrics", "optim", "tasks"),
     },
     "validate": {"config", "networks", "data", "losses", "metrics", "rules", "tasks"},
-    "flags": {"config", "validate", "mesh"},
+    "flags": {"config", "validate", "mesh", "words"},
     "build": {
         *("config", "networks", "validate", "state", "objectives", "mesh", "data"),
         *("images", "losses", "metrics", "optim", "tasks"),
@@ -140,12 +142,11 @@ LAYERS: dict[str, set[str] | object] = {
         "weights.load",
     },
     "bench.rows": set(),
-    "bench.words": set(),
     "bench.table": {"bench.rows"},
     "bench.machine": {"bench.table"},
     "bench.rates": {"data"},
     "contact": {
-        *("data", "data.frames", "data.pairs", "images", "pictures", "report", "state", "step"),
+        *("data", "data.frames", "data.pairs", "images", "pictures", "report", "state", "update"),
     },
     "inspection": {
         *("bench.rates", "build", "config", "contact", "networks", "state", "validate"),
@@ -169,6 +170,7 @@ LAYERS: dict[str, set[str] | object] = {
     "bench.traffic": set(),
     "bench.programs": {
         *("bench.nets", "bench.peak", "bench.rows", "bench.traffic", "objectives", "state", "step"),
+        "words",
     },
     # What they do with a config is in functions that import when they are called.
     "bench.subject": {"bench.nets", "bench.rows", "build", "config", "networks", "state"},
@@ -181,12 +183,29 @@ LAYERS: dict[str, set[str] | object] = {
     "bench.torch_step": {"bench.torch_forms", "bench.torch_nets"},
     "bench.step": {
         *("bench.peak", "bench.rows", "bench.running", "bench.subject", "bench.torch_step", "mesh"),
+        "words",
     },
     "bench.data": BELOW,
     "bench.loop": BELOW,
     "bench.start": BELOW,
-    "bench.facades": BELOW,
-    "bench.accelerator": BELOW,
+    "bench.facades": {
+        *("bench.nets", "mesh", "metrics", "objectives", "readers", "state", "step", "words"),
+    },
+    "bench.clock": set(),
+    "bench.measuring": {
+        *("bench.clock", "bench.facades", "bench.rows", "bench.step", "bench.table"),
+    },
+    "bench.accelerator_step": {
+        *("bench.measuring", "bench.rows", "bench.step", "bench.subject", "bench.torch_step"),
+    },
+    "bench.accelerator_facades": {
+        *("bench.clock", "bench.facades", "bench.measuring", "bench.nets", "bench.rows"),
+        *("mesh", "state"),
+    },
+    "bench.accelerator": {
+        *("bench.accelerator_facades", "bench.accelerator_step", "bench.clock", "bench.facades"),
+        *("bench.machine", "bench.measuring", "bench.nets", "bench.rows", "command", "words"),
+    },
     "bench": set(),
     "benchmark": BELOW,
 }

@@ -13,7 +13,7 @@ from helpers import quick_jit, rel
 
 from p2p_jax.optim import BATCH_SCALING, SCHEDULES, Plateau, ScheduleOptions, adam, factor
 from p2p_jax.state import NetState
-from p2p_jax.step import _apply_gradients
+from p2p_jax.update import _apply_gradients
 
 
 @pytest.mark.parametrize("dtype,tolerance", [("float32", 1e-6), ("float64", 1e-13)])

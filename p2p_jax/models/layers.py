@@ -6,6 +6,7 @@ Arrays are `[b, h, w, c]`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from p2p_jax.models import conv as convs
 from p2p_jax.models.conv import Array, Policy
@@ -94,6 +96,16 @@ def finished(x: Array, style: Style) -> Array:
 
 # [-1, 1], or a probability for each channel.
 OUTPUTS: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "softmax": nn.softmax}
+
+# What is kept of a function for its gradients: all that they need, or what convolutions make alone,
+# from which norms, activations and dropout are computed again (Chen et al. 2016, section 4).
+_MADE = "made by a convolution"
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda fn: fn,
+    "activations": functools.partial(
+        jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_MADE)
+    ),
+}
 
 BIASES = ("auto", "all", "first", "last", "ends", "unnormed")
 
@@ -241,6 +253,7 @@ class ConvNorm(nn.Module):
         normed = self.normed and self.style.norm != "none"
         bias = biased(self.style, normed, self.first, self.last)
         x = Conv(self.features, self.kind, bias, self.style, name="conv")(x)
+        x = checkpoint_name(x, _MADE)
         return norm_layer(self.style, name="norm")(x, running) if normed else x
 
 

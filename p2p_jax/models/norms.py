@@ -178,7 +178,8 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (c,), param_dtype)
         mean_avg = self.variable("stats", "mean", jnp.zeros, (c,), param_dtype)
         var_avg = self.variable("stats", "var", jnp.ones, (c,), param_dtype)
-        group = b if running else self.group or b
+        # Parameters do not depend on the one example that they are drawn with.
+        group = b if running or self.is_initializing() else self.group or b
         if b % group:
             raise ValueError(f"norm_group={group} does not divide the {b} examples of a device")
         y = x.reshape(b // group, group, *x.shape[1:])
