@@ -45,7 +45,7 @@ and how long the device needs at least to move so many bytes and to do so many o
 --json writes all rows to a new file, also where a later part fails. Figures of a machine that has
 other work are of no use.
 
-Exit codes: 0 done, 2 bad input, 1 a failure.
+Exit codes: 0 done, 2 bad input, 130 interrupted, 1 a failure.
 """
 
 from __future__ import annotations

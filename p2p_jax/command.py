@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from p2p_jax.process import LEFT, Failure
+from p2p_jax.words import Problems
 
 BAD_INPUT = 2
 
@@ -24,6 +25,10 @@ def finish(run: Callable[[], int], interrupted: str) -> int:
     """
     try:
         return run()
+    except Problems as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return BAD_INPUT
     except (Failure, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -31,12 +36,6 @@ def finish(run: Callable[[], int], interrupted: str) -> int:
         print(interrupted, file=sys.stderr)
         return LEFT
     except Exception as error:
-        # Of bad input, whatever its class: that of data comes with the libraries that read it,
-        # which not every command needs.
-        if isinstance(problems := getattr(error, "problems", None), list):
-            for problem in problems:
-                print(f"error: {problem}", file=sys.stderr)
-            return BAD_INPUT
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -133,8 +133,9 @@ def base() -> Config:
 
     c.train = t = ConfigDict()
     t.batch_size = 1  # over all devices
-    t.accumulate = 1  # parts of it that are computed one after another: less memory, same result
-    t.remat = "none"  # or activations: computed again for the gradients instead of kept
+    t.accumulate = 1  # parts of each device's share that are computed one after another, to save
+    # memory: same result, but the generator runs forward twice
+    t.remat = "none"  # or activations: those between convolutions are computed again, not kept
     t.steps = 0  # updates of each network; above 0 it wins over
     t.epochs = 200.0  # passes over the training pairs
     t.steps_per_dispatch = 1  # updates that the device does without asking
@@ -247,11 +248,11 @@ def merge(config: Config, values: dict[str, Any]) -> Config:
 def field_changes(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     """(key, old, new) of the changes that would make a resumed run another run.
 
-    Lengths, intervals, evaluation and how data is fetched may change freely; the length not where
-    the learning rate depends on it.
+    Lengths, intervals, evaluation, how data is fetched and what saves memory may change freely; the
+    length not where the learning rate depends on it.
     """
     before, after = flatten(old), flatten(new)
-    free = {"train.keep", "data.prepared_dir"}
+    free = {"train.keep", "data.prepared_dir", "train.accumulate", "train.remat"}
     free |= {f"data.{name}" for name in ("url", "cache", "cache_share", "threads")}
     # What only matters at the start.
     free |= {"train.init_from", "train.init_nets"}

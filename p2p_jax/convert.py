@@ -30,7 +30,7 @@ from p2p_jax.config import Config, ConfigError
 from p2p_jax.console import Console
 from p2p_jax.dialects import base_in
 from p2p_jax.finetune import restore_networks
-from p2p_jax.flags import config_file, override, saved_config, split
+from p2p_jax.flags import config_file, override, saved_config
 from p2p_jax.networks import make_gan
 from p2p_jax.validate import resolved, validate
 from p2p_jax.weights.detect import clean
@@ -38,6 +38,7 @@ from p2p_jax.weights.export import hints, network_of, refusals
 from p2p_jax.weights.files import read, suffix_problems, write
 from p2p_jax.weights.layout import Arrays, layout, to_torch
 from p2p_jax.weights.load import blaming, by_path, filled, occupied, save, settled
+from p2p_jax.words import split
 
 SWITCHES = ("ema", "help")
 FLAGS = {

@@ -29,10 +29,11 @@ from p2p_jax.console import Console
 from p2p_jax.data import SOURCES
 from p2p_jax.data.files import at, is_remote
 from p2p_jax.data.survey import Part, Side, Survey, survey
-from p2p_jax.flags import config_file, override, split
+from p2p_jax.flags import config_file, override
 from p2p_jax.inspection import Outlook, outlook
 from p2p_jax.report import save_png, write_json
 from p2p_jax.validate import data_options, resolved, validate
+from p2p_jax.words import split
 
 FLAGS = ("config", "output", "help")
 FILES = ("inspect.json", "contact.png")

@@ -68,14 +68,13 @@ def make_train_step(
     )
 
 
-def placed(step_fn: jax.stages.Compiled, state: TrainState) -> TrainState:
-    """The state as a compiled step wants it: its arrays in the layouts that suit the device."""
-
-    def put(x: Array, wanted: Format) -> Array:
-        # The layout of a typed key is told as that of the numbers in it, which it does not take.
-        return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.device_put(x, wanted)
-
-    return jax.tree.map(put, state, step_fn.input_formats[0][0])
+def laid_out_for(step_fn: jax.stages.Compiled, state: TrainState) -> TrainState:
+    """The state with its arrays in the layouts in memory that a compiled step takes, and leaves."""
+    # The layout of a typed key is told as that of the numbers in it, which it does not take.
+    arrays, wanted = (tree._replace(key=()) for tree in (state, step_fn.input_formats[0][0]))
+    if jax.tree.map(lambda x: x.format, arrays) == wanted:
+        return state
+    return jax.jit(lambda tree: tree, out_shardings=wanted)(arrays)._replace(key=state.key)
 
 
 class Sampled(NamedTuple):

@@ -42,8 +42,13 @@ def rows(experiment: Experiment, training: bool = True) -> list[Row]:
         *common,
         ("pairs", f"{examples} to train on, {held}"),
         ("images", _images(experiment)),
-        ("steps", f"{train.steps:,} of batch {train.batch_size}: {epochs:.3g} epochs"),
+        ("steps", f"{train.steps:,} of batch {_batch(experiment)}: {epochs:.3g} epochs"),
     ]
+
+
+def _batch(experiment: Experiment) -> str:
+    parts = experiment.gan.accumulate
+    return f"{experiment.train.batch_size}" + (f" in {parts} parts" if parts > 1 else "")
 
 
 def _images(experiment: Experiment) -> str:

@@ -24,7 +24,7 @@ from p2p_jax.process import Stop, alone_in
 from p2p_jax.readers import STREAMED
 from p2p_jax.report import MetricsLog
 from p2p_jax.state import TrainState
-from p2p_jax.step import make_train_step, placed
+from p2p_jax.step import laid_out_for, make_train_step
 from p2p_jax.store import Store
 from p2p_jax.tally import Losses
 
@@ -128,8 +128,9 @@ class Trainer:
             if restored and restored.step >= options.steps:
                 return None, state, meta
             step_fn = compiling.result() if compiling else self._compile(abstract)
+        state = laid_out_for(step_fn, state)
         self.console.note(f"compiled in {time.monotonic() - begun:.0f} s")
-        return step_fn, placed(step_fn, state), meta
+        return step_fn, state, meta
 
     def _compile(self, abstract: TrainState) -> Any:
         experiment, rows = self.experiment, self.options.steps_per_dispatch

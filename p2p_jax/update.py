@@ -89,11 +89,16 @@ Gradients = tuple[dict[str, Array], Tree, Tree]
 
 
 def _averaged(gan: Gan, fn: Callable[[Examples], Gradients], examples: Examples) -> Gradients:
-    """The mean of `fn` over parts of the examples, in the memory that one part takes.
+    """The mean of `fn` over parts of the examples; what it needs in between is there for one alone.
 
     As losses are means over examples and statistics those of groups, it is `fn` of all of them.
+
+    Raises:
+      ValueError: the examples are not so many equal parts.
     """
-    n = gan.accumulate
+    n, b = gan.accumulate, examples.source.shape[0]
+    if b % n:
+        raise ValueError(f"accumulate={n} does not divide the {b} examples of a device")
     parts = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), examples)
     kinds = jax.eval_shape(fn, jax.tree.map(lambda x: x[0], parts))
     zeros = _varying(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kinds), gan.axis)

@@ -7,15 +7,21 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 
-class ConfigError(Exception):
-    """What is wrong with a config or command line, one sentence a problem; all of them at once."""
+class Problems(Exception):
+    """What is wrong with what a user gave, one sentence a problem; all of them at once."""
 
     def __init__(self, problems: Collection[str]) -> None:
-        self.problems = list(problems)
+        """Keeps the sentences in `problems`; `str()` joins them by newlines."""
+        # What is no text in a file's name could not be printed.
+        self.problems = [p.encode("utf-8", "backslashreplace").decode() for p in problems]
         super().__init__(self.problems)
 
     def __str__(self) -> str:
         return "\n".join(self.problems)
+
+
+class ConfigError(Problems):
+    """What is wrong with a config or a command line."""
 
 
 def split(

@@ -14,6 +14,7 @@ from p2p_jax.config import base, merge
 from p2p_jax.data import DataError
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.models import MultiScale
+from p2p_jax.models.layers import REMAT
 from p2p_jax.objectives import HYPER
 from p2p_jax.tasks import TASKS, TaskOptions
 from p2p_jax.validate import validate
@@ -167,8 +168,11 @@ def test_options_reach_the_networks():
         model__generator__norm_group=2, model__generator__name="encoder_decoder",
         model__discriminator__norm="none",
         data__flip=False, train__ema_decay=0.5, loss__l2=1.0, loss__l1=0.0,
+        train__batch_size=8, train__accumulate=2, train__remat="activations",
     )  # fmt: skip
     gan = e.gan
+    assert gan.accumulate == 2 and gan.remat is REMAT["activations"]
+    assert experiment().gan.accumulate == 1 and experiment().gan.remat is REMAT["none"]
     assert gan.generator.widths == (4, 8) and gan.generator.dropped == (1,)
     assert gan.generator.style.norm_group == 2 and not gan.generator.skips
     assert gan.discriminator.style.norm == "none" and gan.discriminator.layers == 1

@@ -530,6 +530,7 @@ def test_no_change_is_none():
         {"data.cache": "host"}, {"data.threads": 3}, {"data.prepared_dir": "/x"},
         {"train.keep": 5}, {"train.best": "psnr"}, {"train.init_from": "/x"},
         {"train.init_nets": "generator"}, {"data.cache": "device"}, {"data.cache_share": 0.1},
+        {"train.accumulate": 2}, {"train.remat": "activations"},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip

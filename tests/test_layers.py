@@ -18,6 +18,7 @@ BELOW = object()  # every module of an earlier line
 # so nothing can import upward. A package stands for the modules in it. Each may also import the
 # root package, which holds only a version.
 LAYERS: dict[str, set[str] | object] = {
+    "words": set(),
     "images": set(),
     "metrics": set(),
     "losses": {"metrics"},
@@ -42,7 +43,7 @@ LAYERS: dict[str, set[str] | object] = {
     "data.tiff": {"data.refusals"},
     "data.decoding": {"data.exif", "data.pillow", "data.png", "data.refusals", "data.tiff"},
     "data.labels": set(),
-    "data.pairs": set(),
+    "data.pairs": {"words"},
     "data.files": {"data.pairs"},
     "data.listing": {"data.decoding", "data.files"},
     "data.walk": {"data.decoding", "data.pairs"},
@@ -93,7 +94,6 @@ LAYERS: dict[str, set[str] | object] = {
     },
     "mesh": set(),
     "process": set(),
-    "words": set(),
     "report": set(),
     "pictures": {"report"},
     "tally": {"process"},
@@ -108,7 +108,7 @@ LAYERS: dict[str, set[str] | object] = {
     "checkpoint": {"process", "state"},
     "config": {"losses", "words"},
     "dialects": {"config"},
-    "command": {"process"},
+    "command": {"process", "words"},
     "networks": {
         *("augment", "config", "mesh", "models", "losses", "optim", "state", "tasks"),
         *("data", "data.labels"),
@@ -140,6 +140,7 @@ LAYERS: dict[str, set[str] | object] = {
         *("config", "dialects", "validate", "flags", "networks", "command", "finetune", "mesh"),
         *("console", "weights.layout", "weights.files", "weights.detect", "weights.export"),
         "weights.load",
+        "words",
     },
     "bench.rows": set(),
     "bench.table": {"bench.rows"},
@@ -156,6 +157,7 @@ LAYERS: dict[str, set[str] | object] = {
         *("command", "config", "console", "flags", "inspection", "mesh", "report"),
         *("bench.machine", "bench.table"),
         *("validate", "data", "data.files", "data.survey"),
+        "words",
     },
     "gallery": {"build", "data", "data.labels", "pictures", "step"},
     "evaluate": BELOW,

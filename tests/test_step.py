@@ -35,7 +35,7 @@ from p2p_jax.models import products
 from p2p_jax.models.conv import Policy, conv_down, conv_up
 from p2p_jax.objectives import HYPER
 from p2p_jax.state import TrainState, init
-from p2p_jax.step import make_sample, make_train_step, placed
+from p2p_jax.step import laid_out_for, make_sample, make_train_step
 from p2p_jax.tasks import TASKS, TaskOptions
 
 
@@ -59,13 +59,14 @@ def changed(before, after):
     return {name for name in a if a[name].tobytes() != b[name].tobytes()}
 
 
-def test_a_state_is_placed_as_the_compiled_step_wants_it():
+def test_a_state_is_laid_out_as_the_compiled_step_wants_it():
     state = fresh(cpu_gan("float32"))
     formats = jax.tree.map(lambda x: x.format, turned(state._replace(key=state.step)))
     formats = formats._replace(key=state.key.sharding)
 
     compiled = jax.jit(lambda state: state, in_shardings=(formats,)).lower(state).compile(QUICK)
-    there = placed(compiled, state)
+    there = laid_out_for(compiled, state)
+    assert laid_out_for(compiled, there) is there
     assert there.gen.params["enc1"]["conv"]["kernel"].format.layout.major_to_minor == (0, 1, 3, 2)
     assert same(compiled(there), state)
 

@@ -25,7 +25,7 @@ Rows are those of `p2p_jax.benchmark`, printed and written to --json as soon as 
     --evaluate-every=8000  images, a multiple of --batch-size
     --seconds=1            that each of three measurements of a training step takes
 
-Exit codes: 0 done, 2 bad input, 1 something failed.
+Exit codes: 0 done, 2 bad input, 130 interrupted, 1 something failed.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from p2p_jax.metrics import METRICS
 from p2p_jax.objectives import HYPER
 from p2p_jax.readers import cached
 from p2p_jax.state import Gan
-from p2p_jax.step import make_sample, make_train_step, placed
+from p2p_jax.step import laid_out_for, make_sample, make_train_step
 from p2p_jax.words import ConfigError
 
 DISPATCH = 50  # steps that the device does without asking
@@ -142,7 +142,7 @@ class Run:
         program = make_train_step(gan, mesh, DISPATCH, reader)
         self._compiled = program.lower(nets.abstract(gan, mesh), *self._arguments(0)).compile()
         self.compile_seconds = time.perf_counter() - begin
-        self._state = placed(self._compiled, nets.draw(gan, mesh))
+        self._state = laid_out_for(self._compiled, nets.draw(gan, mesh))
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         jax.block_until_ready(self.generator())
 

@@ -14,7 +14,7 @@ from p2p_jax.augment import Augment
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
 from p2p_jax.models.conv import policy_for
-from p2p_jax.models.layers import Style
+from p2p_jax.models.layers import REMAT, Style
 from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
 from p2p_jax.objectives import HYPER
 from p2p_jax.optim import adam
@@ -123,7 +123,7 @@ def draw(gan: Gan, mesh: Mesh) -> TrainState:
 
 
 def plain(gan: Gan) -> Gan:
-    """The same with every convolution as it is defined: what its work is counted from."""
+    """The same with every convolution as it is defined, once: what its work is counted from."""
 
     def but(net: Any) -> Any:
         policy = dataclasses.replace(net.style.policy, form="plain", grad="xla")
@@ -133,6 +133,8 @@ def plain(gan: Gan) -> Gan:
     judges = getattr(judge, "judges", None)
     return dataclasses.replace(
         gan,
+        accumulate=1,
+        remat=REMAT["none"],
         generator=but(gan.generator),
         discriminator=judge.clone(judges=tuple(map(but, judges))) if judges else but(judge),
     )

@@ -57,6 +57,10 @@ def collectives(text: str) -> tuple[dict[str, int], int]:
     return dict(counts), reduced
 
 
+# What is counted from the operations of a program, of which those of a loop count once.
+COUNTED = ("flops", "bytes_accessed", *Traffic._fields)
+
+
 def costs(program: Any) -> dict[str, Any]:
     """`flops` and `bytes_accessed` of a lowered or compiled program; None where it cannot tell."""
     found = program.cost_analysis()

@@ -19,7 +19,7 @@ from p2p_jax.images import to_levels
 from p2p_jax.objectives import HYPER
 from p2p_jax.readers import cached
 from p2p_jax.state import Gan
-from p2p_jax.step import make_train_step, placed
+from p2p_jax.step import laid_out_for, make_train_step
 
 _EXAMPLES = 64  # that the devices hold
 
@@ -57,8 +57,10 @@ class Training:
         step = make_train_step(gan, mesh, dispatch, cached(shapes))
         like = nets.abstract(gan, mesh)
         self._compiled = step.lower(like, self._batch, self._hyper, self._counts[0]).compile()
-        self._state = placed(self._compiled, nets.draw(gan, mesh))
+        self._state = laid_out_for(self._compiled, nets.draw(gan, mesh))
         self.told = programs.described(self._compiled)
+        if gan.accumulate > 1:  # the parts of a batch are a loop, of which only one is counted
+            self.told |= dict.fromkeys(programs.COUNTED)
 
     def steps(self, count: int) -> None:
         """Trains for so many steps and waits until they are done."""

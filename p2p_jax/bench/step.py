@@ -81,9 +81,11 @@ def _measured(options: Options, part: Part) -> list[Row]:
     sizes = options.batch_sizes or (subject.batch_size,) * bool(subject.batch_size) or usual_sizes
     precisions = options.precisions or (subject.precision,) * bool(subject.precision)
     precisions = precisions or usual_precisions
-    if wrong := [str(size) for size in sizes if size % mesh.size]:
+    parts = subject.make(precisions[0], "plain").accumulate
+    if wrong := [str(size) for size in sizes if size % (mesh.size * parts)]:
+        into = f" in {parts} parts each, as train.accumulate has it" if parts > 1 else ""
         raise ConfigError(
-            [f"--batch-sizes: {', '.join(wrong)} cannot be split over {mesh.size} devices"]
+            [f"--batch-sizes: {', '.join(wrong)} cannot be split over {mesh.size} devices{into}"]
         )
     options.log(f"{part.name}: measuring matrix products in {', '.join(precisions)}")
     peaks = {precision: peaks_of(device, precision) for precision in precisions}

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from p2p_jax.words import Problems
+
 _SHOWN = 20  # problems listed before "and N more"
 DTYPES = ("uint8", "uint16", "float32")  # that images are stored in
 Log = Callable[[str], None]
@@ -53,17 +55,8 @@ class Form(NamedTuple):
     suffix: str = ".png"
 
 
-class DataError(Exception):
-    """What is wrong with the data, one sentence a problem; all of them at once."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        """Keeps the sentences in `problems`; `str()` joins them by newlines."""
-        # What is no text in a file's name could not be printed.
-        self.problems = [p.encode("utf-8", "backslashreplace").decode() for p in problems]
-        super().__init__(self.problems)
-
-    def __str__(self) -> str:
-        return "\n".join(self.problems)
+class DataError(Problems):
+    """What is wrong with the data."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,7 @@ def finished(x: Array, style: Style) -> Array:
 # [-1, 1], or a probability for each channel.
 OUTPUTS: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "softmax": nn.softmax}
 
-# What is kept of a function for its gradients: all that they need, or what convolutions make alone,
+# What is kept of a network for its gradients: all that they need, or what convolutions make alone,
 # from which norms, activations and dropout are computed again (Chen et al. 2016, section 4).
 _MADE = "made by a convolution"
 REMAT: dict[str, Callable[[Callable], Callable]] = {

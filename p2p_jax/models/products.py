@@ -33,7 +33,8 @@ _DIMS = ("NHWC", "HWIO", "NHWC")
 # the time goes into rearranging the kernel, which a product reads where it lies.
 _FEW = 256
 _VERY_FEW = 64  # the same, for kernel gradients that would have to be rearranged themselves
-_SOME = 1024  # the same, for transposed convolutions whose kernel lies as a product wants it
+_SOME = 1024  # the same, for transposed convolutions whose kernel lies as a product wants it,
+_THIN = 8  # and with so many channels at least, as a product over one is none
 _NARROW = 256  # columns of a product that are few
 _WHOLE = 1024  # rows of one image from which kernel gradients go image by image
 _LARGE = 2**22  # elements of a kernel that it does not pay to rearrange
@@ -114,7 +115,7 @@ def lift(y: Array, k: Array, g: Geometry) -> Array:
         every = jnp.broadcast_to(flat, (len(g.taps), *flat.shape))
         parts = _product(every, _flat(k, g), g).reshape(-1, b, h, w, k.shape[3])
         return _spread([parts[n] for n in range(len(g.taps))], g).astype(y.dtype)
-    if not g.coarse_first and (rows <= _SOME or g.kernel == 1):
+    if not g.coarse_first and (g.kernel == 1 or (rows <= _SOME and o >= _THIN)):
         parts = _product(flat, k.reshape(-1, o).T, g).reshape(b, h, w, -1, k.shape[2])
         return _spread([parts[:, :, :, n] for n in range(len(g.taps))], g).astype(y.dtype)
     k = k if g.coarse_first else k.swapaxes(2, 3)

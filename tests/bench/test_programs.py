@@ -81,7 +81,11 @@ def test_compiling_for_tpus(monkeypatch):
         programs.compile_for("v5e:nope", options())
     standard = nets.standard
     monkeypatch.setattr(nets, "standard", lambda *a, **k: standard(*a, **k, tiny=True))
+    compiled, described = [], programs.described
+    monkeypatch.setattr(programs, "described", lambda c: compiled.append(c) or described(c))
     (found,) = programs.compile_for("v5e:2x2", options(batch_sizes=(2,)))
+    # The state goes back into the next dispatch as it came out of the last.
+    assert compiled[0].input_formats[0][0] == compiled[0].output_formats[0]
     assert (found["devices"], found["batch_size"], found["per_device"]) == (4, 8, 2)
     assert (found["precision"], found["device_kind"]) == ("bfloat16", "TPU v5 lite")
     gan = nets.standard("bfloat16")

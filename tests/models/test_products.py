@@ -18,7 +18,14 @@ ONE, NONE = ((1, 1), (1, 1)), ((0, 0), (0, 0))
 # Thresholds: as they are; everything as products; everything as convolutions, images one by one.
 CHOICES = {
     "as it is": {},
-    "products": {"_FEW": 10**9, "_VERY_FEW": 10**9, "_SOME": 10**9, "_LARGE": 0, "_NARROW": 0},
+    "products": {
+        "_FEW": 10**9,
+        "_VERY_FEW": 10**9,
+        "_SOME": 10**9,
+        "_THIN": 0,
+        "_LARGE": 0,
+        "_NARROW": 0,
+    },
     "rearranged": {"_FEW": 10**9, "_VERY_FEW": 0, "_LARGE": 10**9, "_NARROW": 0},
     "convolutions": {
         "_FEW": 0,
