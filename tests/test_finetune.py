@@ -31,6 +31,7 @@ from p2p_jax.train import Trainer
 def nothing_compiles(monkeypatch):
     """What does not fit is told in place of a run."""
     monkeypatch.setattr("p2p_jax.train.make_train_step", lambda *_: _Uncompiled())
+    monkeypatch.setattr("p2p_jax.train.laid_out_for", lambda step_fn, state: state)
 
 
 class _Uncompiled:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -255,6 +255,33 @@ class ConvNorm(nn.Module):
         x = Conv(self.features, self.kind, bias, self.style, name="conv")(x)
         x = checkpoint_name(x, _MADE)
         return norm_layer(self.style, name="norm")(x, running) if normed else x
+
+
+def leaky_relu(x: Array, slope: float) -> Array:
+    """LeakyReLU, `slope` in [0, 1] below zero; like PyTorch's, the gradient at zero is `slope`.
+
+    Its gradient is told from what it gives, which the next convolution keeps as well, so that what
+    it is given need not be kept beside it.
+    """
+    made: Any = _leaky_relu(x, slope)
+    return made
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _leaky_relu(x: Array, slope: float) -> Array:
+    return jnp.where(x > 0, x, x * slope)
+
+
+def _leaky_relu_forward(x: Array, slope: float) -> tuple[Array, Array]:
+    y = leaky_relu(x, slope)
+    return y, y
+
+
+def _leaky_relu_backward(slope: float, y: Array, bar: Array) -> tuple[Array]:
+    return (jnp.where(y > 0, bar, bar * slope),)
+
+
+_leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
 
 
 def dropout(x: Array, keys: Array | None, index: int, rate: float = 0.5) -> Array:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from p2p_jax.models.conv import Array
-from p2p_jax.models.layers import ConvNorm, Style
+from p2p_jax.models.layers import ConvNorm, Style, leaky_relu
 from p2p_jax.models.options import DiscriminatorOptions
 
 Judgement = tuple[tuple[Array, ...], ...]
@@ -76,7 +76,7 @@ class PatchGan(nn.Module):
                 x, running
             )
             if not last:
-                x = nn.leaky_relu(x, self.style.slope)
+                x = leaky_relu(x, self.style.slope)
             maps.append(x)
         return ((*maps[:-1], x.astype(jnp.promote_types(x.dtype, jnp.float32))),)
 

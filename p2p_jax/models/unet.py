@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from p2p_jax.models.conv import Array
-from p2p_jax.models.layers import ConvNorm, Style, dropout, finished, with_noise
+from p2p_jax.models.layers import ConvNorm, Style, dropout, finished, leaky_relu, with_noise
 from p2p_jax.models.options import GeneratorOptions
 
 
@@ -69,7 +69,7 @@ class UNet(nn.Module):
         for k, features in enumerate(self.widths, 1):
             normed = k > 1 and (k < depth or self.innermost_norm)
             block = ConvNorm(features, "down", style, normed, first=k == 1, name=f"enc{k}")
-            x = nn.leaky_relu(block(x, running), style.slope)
+            x = leaky_relu(block(x, running), style.slope)
             skips.append(nn.relu(x) if self.rectified else x)
         x = skips[-1]
         for k, features in enumerate((*self.widths[-2::-1], self.out_channels), 1):

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from p2p_jax.mesh import AXIS, make_mesh
 from p2p_jax.models.conv import Policy
-from p2p_jax.models.layers import Conv, ConvNorm, Style, dropout
+from p2p_jax.models.layers import Conv, ConvNorm, Style, dropout, leaky_relu
 from p2p_jax.models.norms import BatchNorm
 
 SHAPE = (4, 5, 6, 3)
@@ -218,3 +218,33 @@ def test_without_keys_or_rate_nothing_changes():
     x = jnp.asarray(np.random.default_rng(0).normal(size=SHAPE))
     assert (dropout(x, None, 1) == x).all()
     assert (dropout(x, keys(4), 1, 0.0) == x).all()
+
+
+# --- LeakyReLU -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
+def test_leaky_relu_and_its_derivatives_are_those_of_its_definition(slope):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
+
+    def second(fn):
+        slopes = jax.grad(lambda x: (jnp.sin(fn(x)) * x).sum())
+        return jax.grad(lambda x: jnp.square(slopes(x)).sum())(x)
+
+    def plain(x):
+        return jnp.maximum(x, 0) + slope * jnp.minimum(x, 0)
+
+    def ours(x):
+        return leaky_relu(x, slope)
+
+    assert np.allclose(ours(x), plain(x), rtol=1e-6)
+    assert np.allclose(second(ours), second(plain), rtol=1e-5, atol=1e-6)
+    # As PyTorch has it.
+    assert jax.grad(lambda x: ours(x))(0.0) == np.float32(slope)
+
+
+def test_leaky_relu_keeps_what_it_gives_alone():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.bfloat16)
+    y, pull = jax.vjp(lambda x: leaky_relu(x, 0.2), x)
+    kept = jax.tree.leaves(pull)
+    assert y.dtype == jnp.bfloat16 and len(kept) == 1 and (kept[0] == y).all()
