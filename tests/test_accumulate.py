@@ -75,13 +75,17 @@ def assert_same_training(one, other):
         if value.dtype.kind == "f" and value.any():
             # A gradient that is zero but for rounding, as of a bias before a norm, makes a step of
             # Adam's that is rounding divided by its eps.
-            rounding = "['conv']['bias']" in name and ".params" in name
-            bound = 1e-8 if rounding else 1e-8 * abs(value).max() + 1e-15
+            bound = 1e-8 * abs(value).max() + 1e-15
+            if "['conv']['bias']" in name:
+                bound = 1e-13 if "opt_state" in name else 1e-8
             assert abs(value - b[name]).max() < bound, name
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in GANS])
-@pytest.mark.parametrize("parts, devices", [(2, 1), (2, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, parts, devices",
+    [("groups", 2, 2), ("instance", 2, 2), ("spectral", 2, 1), ("penalty", 4, 1)],
+)
 def test_parts_are_the_whole(x64, name, parts, devices):
     gan = tiny_gan(CPU64, **GANS[name])
     in_parts = dataclasses.replace(gan, accumulate=parts)

@@ -275,7 +275,6 @@ def reference_losses(state, stacked, adversarial, batch, depth, width, dtype):
     [
         ("lsgan", 4, 5),
         pytest.param("vanilla", 1, 8, marks=pytest.mark.slow),
-        pytest.param("lsgan", 4, 8, marks=pytest.mark.slow),
     ],
 )
 def test_twenty_steps_have_the_losses_of_the_reference(adversarial, batch, depth):

@@ -102,16 +102,14 @@ def test_a_set_that_does_not_fit_is_refused_with_numbers(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 4])
-def test_all_ways_to_keep_examples_are_one(tmp_path, devices):
-    mesh = f"--config.mesh.devices={devices}"
+def test_all_ways_to_keep_examples_are_one(tmp_path):
+    mesh = "--config.mesh.devices=4"
     ways = {
         "host": ["--config.data.cache=host", "--config.data.threads=3"],
-        "replicated": ["--config.data.cache=device", _room(10, devices)],
+        "replicated": ["--config.data.cache=device", _room(10, 4)],
+        "sharded": ["--config.data.cache=device", _room(3, 4)],
+        "none": ["--config.data.threads=3"],
     }
-    if devices > 1:
-        ways["none"] = ["--config.data.threads=3"]
-        ways["sharded"] = ["--config.data.cache=device", _room(3, devices)]
     plain, _ = finished(mesh, "--config.data.threads=1")
     for name, flags in ways.items():
         printed = train_to(tmp_path / name, 0, mesh, *flags)
@@ -191,9 +189,8 @@ def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dispatch", [1, 4])
-def test_six_steps_are_three_a_new_process_and_three(tmp_path, dispatch):
-    flag = f"--config.train.steps_per_dispatch={dispatch}"
+def test_six_steps_are_three_a_new_process_and_three(tmp_path):
+    flag = "--config.train.steps_per_dispatch=4"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_to(whole, 0, flag, "--config.train.steps=6")
     train_to(parts, 0, flag, "--config.train.steps=3")
@@ -205,8 +202,7 @@ def test_six_steps_are_three_a_new_process_and_three(tmp_path, dispatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dispatch", [1, 3])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number, dispatch", [(signal.SIGINT, 1), (signal.SIGKILL, 3)])
 def test_stopped_or_killed_it_goes_on_to_the_same_end(tmp_path, dispatch, number):
     flag = f"--config.train.steps_per_dispatch={dispatch}"
     (whole, _), parts = finished(flag), tmp_path / "parts"
