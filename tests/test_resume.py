@@ -159,7 +159,7 @@ def test_with_substitutes_it_is_the_run_that_nothing_disturbed(tmp_path, harmed)
     whole = tmp_path / "whole"
     train_to(whole, 0, *flags, env=environment())
     assert sum(_substituted(whole).values()) > 0
-    for cache in ("none", "host", "device"):
+    for cache in ("none", "device"):
         kept, parts = f"--config.data.cache={cache}", tmp_path / cache
         for at in (5, 9):  # before a line of the log, and after one
             train_to(parts, 75, *flags, kept, at=at, signals=(signal.SIGTERM,), env=environment())
