@@ -28,3 +28,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ["P2P_JAX_TESTS"], ignore_errors=True)
+
+
+def pytest_make_parametrize_id(val, argname):
+    # Bytes are named after their argument: the name of a test must be the same in every process,
+    # and compressed bytes hold the time they were made.
+    return argname if isinstance(val, bytes) else None
