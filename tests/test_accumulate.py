@@ -84,7 +84,7 @@ def assert_same_training(one, other):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, parts, devices",
-    [("groups", 2, 2), ("penalty", 4, 1)],
+    [("groups", 2, 2), ("instance", 2, 2), ("spectral", 2, 1), ("penalty", 4, 1)],
 )
 def test_parts_are_the_whole(x64, name, parts, devices):
     gan = tiny_gan(CPU64, **GANS[name])

@@ -242,6 +242,21 @@ def test_a_plateau_goes_on_where_it_stood(tmp_path):
         assert any((kept[k] != fallen[k]).any() for k in fallen if k.startswith(net))
 
 
+@pytest.mark.slow
+def test_a_plateau_does_not_know_where_a_run_was_to_end(tmp_path):
+    """A longer run has no evaluation at a shorter one's end, so that one does not count."""
+    flags = (
+        "--config.optim.schedule=plateau", "--config.optim.patience=0",
+        "--config.train.eval_every=4", "--config.optim.gen.lr=1e-5",
+    )  # fmt: skip
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    train_to(whole, 0, *flags)
+    train_to(longer, 0, *flags, "--config.train.steps=10")
+    train_to(longer, 0, *flags)
+    assert _plateau(longer, STEPS) == _plateau(whole, STEPS)
+    assert_same_arrays(arrays(longer, STEPS), arrays(whole, STEPS))
+
+
 def _plateau(workdir, step):
     """What a checkpoint holds of the plateau."""
     found = json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
