@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from p2p_jax import checkpoint, finetune, mesh, storage, store
@@ -99,7 +100,7 @@ def restored(
             key = jax.random.key(experiment.seed, impl="threefry2x32")
             state = state._replace(key=mesh.put_key(experiment.mesh, key))
     if attempt:
-        key = jax.random.wrap_key_data(np.asarray(jax.random.key_data(state.key)))
+        key = jax.random.wrap_key_data(jnp.array(np.asarray(jax.random.key_data(state.key))))
         key = jax.random.fold_in(key, _RETRY + attempt)
         state = state._replace(key=mesh.put_key(experiment.mesh, key))
     return state, meta

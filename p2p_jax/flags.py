@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from p2p_jax import mesh, peers, storage
 from p2p_jax.config import Config, base, coerce, flatten, merge, unknown_key
+from p2p_jax.older import modern
 from p2p_jax.storage import AnyPath
 from p2p_jax.validate import resolved, validate
 from p2p_jax.words import ConfigError, near, split
@@ -177,7 +178,7 @@ def saved_config(workdir: AnyPath, key: str = "--workdir") -> Config:
 def _checked(values: dict[str, Any], where: str) -> Config:
     """Nested values as a config: keys that an older version did not have get their defaults."""
     try:
-        return merge(base(), flatten(ConfigDict(values)))
+        return merge(base(), modern(flatten(ConfigDict(values))))
     except ConfigError as error:
         raise ConfigError([f"{where}: {problem}" for problem in error.problems]) from error
 

@@ -136,7 +136,7 @@ def put_split(mesh: Mesh, tree: Any, axis: int, axes: Axes = AXIS) -> Any:
         if rest or not size:
             raise ValueError(f"{x.shape[axis]} rows do not divide over {len(held)} devices")
 
-        def share(index: tuple[slice, ...]) -> np.ndarray:
+        def share(index: Any) -> np.ndarray:
             place = places[(index[axis].start or 0) // size]
             return x[(slice(None),) * axis + (slice(place * size, (place + 1) * size),)]
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import glob
 import importlib.util
+import os
 import pickle
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -130,23 +132,35 @@ def start(peers: Peers | None, start_timeout: float, heartbeat_timeout: float) -
         return
     # Its signal handler would take SIGTERM away from us.
     jax.config.update("jax_enable_preemption_service", False)
+    who = "this process" if peers.index is None else f"process {peers.index} of {peers.count}"
+    where = f" at {peers.coordinator}" if peers.coordinator else ""
+    text = (
+        f"{who} (told by {peers.how}) did not meet all others{where} within {start_timeout:g} s: "
+        "see whether each was started, with the same address and count, and can reach it; "
+        "mesh.start_timeout waits longer"
+    )
+
+    def give_up() -> None:
+        os.write(2, f"error: {text}\n".encode())
+        os._exit(1)
+
+    # Where the others do not come, the runtime aborts the process; this says why, before that.
+    watch = threading.Timer(start_timeout, give_up)
+    watch.daemon = True
+    watch.start()
     try:
         jax.distributed.initialize(
             peers.coordinator,
             peers.count,
             peers.index,
-            initialization_timeout=int(start_timeout),
+            initialization_timeout=int(start_timeout) + 30,
             heartbeat_timeout_seconds=int(heartbeat_timeout),
         )
     except Exception as error:  # of whatever kind the runtime raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        who = "this process" if peers.index is None else f"process {peers.index} of {peers.count}"
-        where = f" at {peers.coordinator}" if peers.coordinator else ""
-        raise Alone(
-            f"{who} (told by {peers.how}) did not meet all others{where} within {start_timeout:g} "
-            f"s: see whether each was started, with the same address and count, and can reach it; "
-            f"mesh.start_timeout waits longer. JAX says: {reason}"
-        ) from error
+        raise Alone(f"{text}. JAX says: {reason}") from error
+    finally:
+        watch.cancel()
 
 
 def first() -> bool:

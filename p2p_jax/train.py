@@ -66,6 +66,7 @@ class Trainer:
         self.metric = f"eval/{self.options.best}"
         self.mode = dict(experiment.eval.metrics)[self.options.best].mode
         self.best: dict[str, Any] | None = None  # metric, value and step of the best checkpoint
+        self._best_before = self.best
         self.manager = checkpoint.open_manager(
             workdir, self.options.keep, lambda: self.best["step"] if self.best else None
         )
@@ -213,6 +214,7 @@ class Trainer:
         sign = 1 if self.mode == "min" else -1
         better = self.best is None or sign * value < sign * self.best["value"]
         if better:
+            self._best_before = self.best
             self.best = {"metric": self.metric, "value": value, "step": step}
         return better
 
@@ -312,6 +314,8 @@ class Trainer:
         except SaveFailed as error:
             if self.options.on_save_error == "stop":
                 raise
+            if self.best and self.best["step"] == error.step:
+                self.best = self._best_before
             self.console.warn(f"{error}; training goes on")
 
     def _stopped(self, state: TrainState, step: int, due: Sequence[str]) -> int:

@@ -278,14 +278,16 @@ def _spatial(config: Config) -> Iterator[str]:
         return
     # Of the image and of what first halves it; what lies deeper may be uneven, or too little.
     if height % (2 * devices) or height < 2 * LEAST * devices:
+        count = config.mesh.devices or jax.device_count()
         fits = [
-            n for n in range(1, height + 1) if height % (2 * n) == 0 and height >= 2 * LEAST * n
+            n
+            for n in range(1, min(count, height // (2 * LEAST)) + 1)
+            if height % (2 * n) == 0 and count % n == 0
         ]
-        near = [n for n in fits if n <= jax.device_count()] or [1]
         yield (
             f"mesh.spatial: {devices} devices cannot share a data.crop_size of height {height}, "
             f"which must be a multiple of {2 * devices}, at least {2 * LEAST * devices}; of this "
-            f"height, {' or '.join(map(str, near))} devices can"
+            f"height, {' or '.join(map(str, fits or [1]))} devices can"
         )
     shared = f"mesh.spatial={devices}"
     if config.train.conv_form not in ("auto", "plain"):

@@ -95,7 +95,7 @@ def whole(params: Tree, like: Tree, axis: str) -> Tree:
 
 
 def _mapped(fn: Callable[[Array, int], Array], tree: Tree, like: Tree, axis: str) -> Tree:
-    """Applies `fn` of (array, dimension) to what is split; `like` has the shapes of whole arrays."""
+    """Applies `fn` of (array, dimension) to what is split; `like` has the shapes of the whole."""
     parts = jax.lax.axis_size(axis)
 
     def one(x: Array, like: Array) -> Array:

@@ -76,9 +76,7 @@ def test_keys_that_are_no_more():
 @pytest.mark.parametrize(
     "workdir",
     [
-        pytest.param(
-            "d53da4c", marks=pytest.mark.xfail(strict=True, reason="skips in config.json")
-        ),
+        "d53da4c",
         "5703a5e",
     ],
     indirect=True,

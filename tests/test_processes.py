@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
 import numpy as np
 import pytest
-from running import STEPS, arrays, checkpoints, files, finished, start, together, train_to
+from running import STEPS, arrays, checkpoints, finished, start, together, train_to
 
 from p2p_jax import report
 
@@ -18,25 +19,6 @@ FOUR = "--config.mesh.devices=4"
 
 def _codes(ran, *codes):
     assert tuple(p.returncode for p in ran) == codes, "\n".join(p.stdout + p.stderr for p in ran)
-
-
-def _assert_close(one, other, bound):
-    """The same lines and arrays but for the rounding of sums; and the same pictures."""
-    for a, b in zip(report.read(one), report.read(other), strict=True):
-        assert (a["step"], a["split"]) == (b["step"], b["split"])
-        for name in (n for n in a if n.startswith(("loss/", "eval/"))):
-            # Metrics are of 8 bits, and in 32; losses are what the step computes.
-            assert abs(a[name] - b[name]) <= (bound if "loss" in name else 1e-5) * abs(a[name]), (
-                name
-            )
-    one_arrays, others = arrays(one, STEPS), arrays(other, STEPS)
-    assert one_arrays.keys() == others.keys()
-    for name, x in one_arrays.items():
-        assert np.abs(x - others[name]).max(initial=0) <= 100 * bound * np.abs(x).max(initial=1), (
-            name
-        )
-    for folder in ("samples", "eval"):
-        assert files(one / folder).keys() == files(other / folder).keys()
 
 
 @pytest.mark.slow
@@ -71,11 +53,13 @@ def test_two_processes_stopped_and_resumed_are_one(tmp_path):
 @pytest.mark.slow
 def test_a_process_that_is_lost_ends_the_others(tmp_path):
     begun = time.monotonic()
-    ran = together(tmp_path, "--config.mesh.heartbeat_timeout=10", at=5, signals=(signal.SIGKILL,))
+    flags = ("--config.mesh.heartbeat_timeout=10", "--config.train.save_every=1")
+    ran = together(tmp_path, *flags, at=7, signals=(signal.SIGKILL,))
     assert ran[1].returncode == -signal.SIGKILL and ran[0].returncode not in (0, 75)
     assert time.monotonic() - begun < 120
     # What was saved is there, and one process goes on with it.
-    assert "resumed at step 5" in train_to(tmp_path, 0, FOUR)
+    told = re.search(r"resumed at step (\d+)", train_to(tmp_path, 0, FOUR))
+    assert told and int(told[1]) >= 3
 
 
 @pytest.mark.slow
@@ -84,6 +68,6 @@ def test_what_differs_between_processes_is_named(tmp_path):
     flags = ("--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1")
     ran = start("--config=configs/quickstart.py", f"--workdir={tmp_path}", *flags,
                 "--config.mesh.start_timeout=3")  # fmt: skip
-    assert ran.returncode != 0
+    assert ran.returncode == 1
     assert "process 1 of 2 (told by flags) did not meet all others at 127.0.0.1:9" in ran.stderr
     assert not os.listdir(tmp_path)
