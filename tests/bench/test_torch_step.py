@@ -334,16 +334,6 @@ def test_without_torch_the_module_says_so():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of the compiler's own imports
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # which it hides otherwise
-def test_compiled_is_eager():
-    made, plain = (training(TorchForm(c, "float32", True), dropout=False) for c in ("default", ""))
-    for one in (made, plain):
-        one.steps(2)
-    assert made.losses() == pytest.approx(plain.losses(), rel=1e-4)
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_compiled_inference_compiles_once_a_batch_size():
     """And for that size alone: a size left open would be slower code."""
