@@ -70,18 +70,19 @@ def _reduced(gan: Gan, made: Gradients) -> Gradients:
 
 
 def _apply_gradients(
-    gan: Gan,
     net: NetState,
     tx: optax.GradientTransformation,
     grads: Tree,
     stats: Tree,
     lr: Array,
+    shared: str | None = None,
 ) -> NetState:
-    old = zero.shares(net.params, gan.axis) if gan.shard_optimizer else net.params
+    """Updates a network; `shared` is the mesh axis that gradients and averages are split over."""
+    old = zero.shares(net.params, shared) if shared else net.params
     updates, opt_state = tx.update(grads, net.opt_state, old)
     params = jax.tree.map(lambda p, u: p - (lr * u).astype(p.dtype), old, updates)
-    if gan.shard_optimizer:
-        params = zero.whole(params, net.params, gan.axis)
+    if shared:
+        params = zero.whole(params, net.params, shared)
     return NetState(params, stats, opt_state)
 
 
@@ -176,7 +177,7 @@ def update(
     Returns:
       The new state, and the losses in the order of `gan.metric_names`, means over all devices.
     """
-    axis = gan.axis
+    axis, shared = gan.axis, gan.axis if gan.shard_optimizer else None
     examples = _examples(gan, state, source, target, sizes)
     local_gen, local_disc = _own(state.gen, axis), _own(state.disc, axis)
 
@@ -209,11 +210,11 @@ def update(
         return _averaged(gan, lambda part: fn(part, *translated(part)), examples)
 
     of_disc = disc_parts, grads, stats = _reduced(gan, over(judged))
-    disc = _apply_gradients(gan, state.disc, gan.disc_tx, grads, stats, hyper["disc_lr"])
+    disc = _apply_gradients(state.disc, gan.disc_tx, grads, stats, hyper["disc_lr"], shared)
 
     seen = local_disc if gan.simultaneous else _own(disc, axis)
     of_gen = parts, grads, stats = _reduced(gan, over(functools.partial(taught, seen)))
-    gen = _apply_gradients(gan, state.gen, gan.gen_tx, grads, stats, hyper["gen_lr"])
+    gen = _apply_gradients(state.gen, gan.gen_tx, grads, stats, hyper["gen_lr"], shared)
 
     ema = (
         jax.tree.map(

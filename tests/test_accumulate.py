@@ -24,7 +24,7 @@ from helpers import (
 
 from p2p_jax.augment import Augment
 from p2p_jax.config import base, flatten
-from p2p_jax.losses import ADVERSARIAL
+from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
 from p2p_jax.mesh import make_mesh
 from p2p_jax.models.conv import Policy
 from p2p_jax.models.layers import REMAT
@@ -42,6 +42,13 @@ def x64():
 # What could tell parts from the whole: statistics of groups, draws by place, several losses.
 GANS = {
     "groups": {"gen": {"norm_group": 2}, "disc": {"norm_group": 2}, "ema_decay": 0.9},
+    "instance": {"gen": {"norm": "instance"}, "disc": {"norm": "instance"}, "simultaneous": True},
+    "spectral": {
+        "disc": {"spectral": True, "norm": "none", "bias": "all"},
+        "adversarial": ADVERSARIAL["hinge"],
+        "reconstruction": tuple(RECONSTRUCTION.items()),
+        "feature_matching": True,
+    },
     "penalty": {"disc": {"norm": "layer"}, "adversarial": ADVERSARIAL["wgan-gp"]},
 }
 BATCH = 8
