@@ -168,9 +168,3 @@ def put_key(mesh: Mesh, key: jax.Array) -> jax.Array:
         out_shardings=replicated(mesh),
     )
     return placed(data)
-
-
-def local_slice(batch_size: int) -> slice:
-    """This process's part of a global batch."""
-    share = batch_size // jax.process_count()
-    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)

@@ -84,11 +84,8 @@ def environment(cached: bool = True, **changes: str) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "COLUMNS": "200",
     }
-    if cached:
-        env |= {
-            "JAX_COMPILATION_CACHE_DIR": str(_scratch() / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+    if not cached:
+        del env["JAX_COMPILATION_CACHE_DIR"]  # of the tests; see conftest.py
     return env | changes
 
 
