@@ -162,7 +162,9 @@ def _run(argv: Sequence[str], ledger: Ledger) -> int:
                 return _evaluate(command, console)
             return _train(command, console, ledger, stop)
         except Early as signal:
-            print(f"stopped by {signal} before training began; run again to begin")
+            print(f"stopped by {signal} before training began; run again to begin", flush=True)
+            if peers.name():  # nobody else knows
+                os._exit(train.STOPPED)
             return train.STOPPED
 
 

@@ -54,7 +54,7 @@ class Stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        self._handle(self.SIGNALS[1:], _raise_early)
+        self._handle(self.SIGNALS[1:], self._leave)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -75,6 +75,12 @@ class Stop:
                 before = signal.signal(number, handler)
                 self._before.setdefault(number, before)
 
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        # Noted as well: raised where Python only tells of exceptions, it would be lost.
+        self.name = signal.Signals(number).name
+        raise Early(self.name)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         # Straight to the file descriptor: a handler may interrupt any print.
@@ -84,11 +90,6 @@ class Stop:
         if not self.name:
             self.name = signal.Signals(number).name
             os.write(2, b"\nstopping after the work under way; once more leaves at once\n")
-
-
-def _raise_early(number: int, frame: FrameType | None) -> None:
-    del frame
-    raise Early(signal.Signals(number).name)
 
 
 class Lock(NamedTuple):
