@@ -60,7 +60,7 @@ def begin(experiment: Experiment, manager: Manager, console: Console, ledger: Le
         compiling = pool.submit(_compile, experiment, abstract, filled) if to_do else None
         state, meta = restored(experiment, manager, console)
         step = int(state.step)
-        if step:
+        if meta:
             console.note(f"resumed at step {step} of {options.steps}")
         if step >= options.steps:
             return Begun(None, state, meta, None)
