@@ -50,6 +50,8 @@ class TrainOptions:
     save_every: int
     keep: int
     best: str
+    on_nan: str
+    on_save_error: str
     init_from: str
     init_nets: str
 
@@ -128,7 +130,7 @@ def build(
       DataError: what is wrong with the data, all of it.
     """
     config = resolved(config)
-    mesh = meshes.make_mesh(config.mesh.devices)
+    mesh = meshes.make_mesh(config.mesh.devices, config.mesh.spatial)
     splits = SOURCES[config.data.source].open(data_options(config), log)
     gan = make_gan(config)
     generator: Any = gan.generator
@@ -251,6 +253,8 @@ def _train_options(config: Config, steps: int) -> TrainOptions:
         save_every=train.save_every,
         keep=train.keep,
         best=train.best,
+        on_nan=train.on_nan,
+        on_save_error=train.on_save_error,
         init_from=train.init_from,
         init_nets=train.init_nets,
     )

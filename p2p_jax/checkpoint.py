@@ -3,93 +3,67 @@
 A checkpoint `checkpoints/STEP/` is labelled with the number of updates done and has three items:
 `gen` (`params`, `stats`, `ema`: all that inference needs), `train` (the rest of the state) and
 `meta` (JSON, with a fingerprint of every array, as a flipped bit in an array file restores without
-complaint).
+complaint). It says nothing of the devices or processes that it was made on, nor depends on them.
+
+With several processes, all must call each function that takes a manager, in the same order.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
+from p2p_jax import peers, storage
+from p2p_jax.fingerprints import examine, fingerprint, whole
+from p2p_jax.manager import TEMPORARY, Manager, best_of, open_manager, open_reader
 from p2p_jax.process import Failure
+from p2p_jax.restore import FORMAT, CheckpointError, Restored, digest, first_line, restore
 from p2p_jax.state import NetState, TrainState
 
+__all__ = [
+    "CheckpointError", "NotFiniteState", "Restored", "SaveFailed", "best_of", "close",
+    "fingerprint", "join", "latest", "open_manager", "open_reader", "restore", "save", "settle",
+    "split",
+]  # fmt: skip
+
 Tree = Any
-FORMAT = 1  # of the items; raised when old checkpoints need another reader
 
 
-class CheckpointError(Failure):
-    """No checkpoint of a workdir can be restored."""
+class SaveFailed(Failure):
+    """A checkpoint could not be written; those from before are as they were.
 
-
-class Restored(NamedTuple):
-    """What `restore` found: the step, the items asked for, and the JSON saved with them."""
-
-    step: int
-    items: dict[str, Tree]
-    meta: dict[str, Any]
-
-
-def open_manager(workdir: Path, keep: int, best: str, mode: str) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir, for writing.
-
-    Args:
-      workdir: holds `checkpoints/`, made if missing.
-      keep: latest ones that are kept.
-      best: the metric whose best one is kept as well.
-      mode: `min` or `max`, which way that metric is better.
+    Attributes:
+      step: that it was of.
     """
-    _quiet()
-    worst = math.inf if mode == "min" else -math.inf
 
-    def score(metrics: Mapping[str, float]) -> float:
-        value = metrics.get(best, worst)
-        return value if math.isfinite(value) else worst
-
-    kept = [
-        preserve.LatestN(keep),
-        preserve.BestN(
-            get_metric_fn=score, reverse=mode == "min", n=1, keep_checkpoints_without_metrics=False
-        ),
-    ]
-    options = ocp.CheckpointManagerOptions(
-        best_fn=score,
-        best_mode=mode,
-        preservation_policy=preserve.AnyPreservationPolicy(kept),
-        cleanup_tmp_directories=True,
-    )
-    return ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+    def __init__(self, step: int, text: str) -> None:
+        """Takes the step, and what to tell."""
+        super().__init__(text)
+        self.step = step
 
 
-def open_reader(workdir: Path) -> ocp.CheckpointManager | None:
-    """The checkpoints of a workdir, for reading alone; None where there are none."""
-    _quiet()
-    folder = (workdir / "checkpoints").absolute()
-    if not folder.is_dir():
-        return None
-    return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
-
-
-def _quiet() -> None:
-    # Orbax explains itself at length; what matters comes as an exception.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+class NotFiniteState(Failure):
+    """A state with NaN or infinities in it, which is not worth a checkpoint."""
 
 
 def save(
-    manager: ocp.CheckpointManager,
+    manager: Manager,
     state: TrainState,
     meta: Mapping[str, Any],
     metrics: Mapping[str, float] | None,
 ) -> None:
     """Begins to save a state under its step; the arrays may be donated as soon as this returns.
+
+    What goes wrong while it is written is raised by the next `save`, `settle` or `close`.
 
     Args:
       manager: from `open_manager`.
@@ -99,86 +73,82 @@ def save(
 
     Raises:
       CheckpointError: a checkpoint of this or a later step exists.
+      NotFiniteState: there is NaN or infinity in the state. Nothing is written.
+      SaveFailed: the save before this one failed, and this one was not begun; it can be tried.
     """
+    settle(manager)
     step, newest = int(state.step), latest(manager)
     if newest is not None and step <= newest:  # forced, Orbax would save it
         raise CheckpointError(
             f"step {step} cannot be saved: {manager.directory} already holds step {newest}"
         )
-    # On CPU a host copy may be the device's own memory, which donation overwrites.
-    parts = jax.tree.map(jnp.copy, split(state))
+    parts = split(state)
+    looks = {name: examine(part) for name, part in parts.items()}
+    bad = [f"{name}/{path}" for name, (_, paths) in looks.items() for path in paths]
+    if bad:
+        more = f" and {len(bad) - 3} more arrays" if len(bad) > 3 else ""
+        raise NotFiniteState(
+            f"the state of step {step} is not saved: there is NaN or infinity in "
+            f"{', '.join(bad[:3])}{more}"
+        )
     meta = {
         "format": FORMAT,
-        "fingerprints": {name: fingerprint(part) for name, part in parts.items()},
+        "fingerprints": {name: numbers for name, (numbers, _) in looks.items()},
         **meta,
     }
-    manager.save(
-        step,
-        metrics=dict(metrics) if metrics else None,
-        force=True,
-        args=ocp.args.Composite(
-            meta=ocp.args.JsonSave(meta),
-            **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
-        ),
-    )
+    # On CPU a host copy may be the device's own memory, which donation overwrites.
+    copies = jax.tree.map(jnp.copy, whole(parts))
+    manager.saving, manager.newest = (step, newest), step
+    if peers.first():
+        try:
+            manager.save(
+                step,
+                metrics=dict(metrics) if metrics else None,
+                force=True,
+                args=ocp.args.Composite(
+                    meta=ocp.args.JsonSave({**meta, "digest": digest(meta)}),
+                    **{name: ocp.args.StandardSave(part) for name, part in copies.items()},
+                ),
+            )
+        except Exception as error:  # other processes cannot hear of it here
+            manager.failure = error
 
 
-def latest(manager: ocp.CheckpointManager) -> int | None:
-    """The newest step saved, or being saved."""
-    return manager.latest_step()
-
-
-def restore(
-    manager: ocp.CheckpointManager,
-    like: Mapping[str, Tree],
-    warn: Callable[[str], None],
-    set_aside: bool = False,
-    only: int | None = None,
-) -> Restored | None:
-    """Restores the newest sound checkpoint, or returns None where there never was one.
-
-    A checkpoint that cannot be read, or whose arrays are not those that were saved, is passed over.
-
-    Args:
-      manager: from `open_manager` or `open_reader`.
-      like: abstract arrays, with shardings, of the items wanted.
-      warn: is told what was damaged, and why.
-      set_aside: rename what was damaged to `STEP.damaged`, out of the way of the steps that will be
-        saved again; wants a manager for writing.
-      only: the one step to restore; None where it never was.
+def settle(manager: Manager) -> None:
+    """Waits for the save under way, if there is one.
 
     Raises:
-      CheckpointError: there are checkpoints, but none is sound.
+      SaveFailed: it failed. Nothing of it is left; other steps can be saved, or this one again.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
-    if only is not None:
-        steps = [step for step in steps if step == only]
-    reasons = []
-    for step in steps:
-        try:
-            items, meta = _read(manager, step, like)
-        except Exception as error:  # Orbax raises whatever the damage leads to, bare Exception too
-            reason = f"checkpoint {step}: {_first_line(error)}"
-            reasons.append(reason)
-            warn(reason)
-            continue
-        if set_aside and step != steps[0]:
-            for bad in (s for s in steps if s > step):
-                warn(f"checkpoint {bad} was moved to {_set_aside(manager, bad).name}")
-            manager.reload()
-        return Restored(step, items, meta)
-    if reasons:
-        raise CheckpointError(
-            f"no checkpoint in {manager.directory} is sound: {'; '.join(reasons)}. "
-            "Nothing was changed"
-        )
-    return None
+    if manager.saving is None:
+        return
+    (step, newest), manager.saving = manager.saving, None
+    told, error = _ended(manager, step)
+    told = peers.gather(told)[0]
+    if told:
+        manager.newest = newest
+        raise SaveFailed(step, told) from error
 
 
-def close(manager: ocp.CheckpointManager) -> None:
-    """Waits for the last save and raises what went wrong in it."""
-    manager.wait_until_finished()
-    manager.close()
+def latest(manager: Manager) -> int | None:
+    """The newest step saved, or being saved."""
+    return manager.newest
+
+
+def close(manager: Manager) -> None:
+    """Waits for the save under way and closes; waits for no other process, as one may have failed.
+
+    Raises:
+      SaveFailed: the save failed. Only the process that writes hears of it here; see `settle`.
+    """
+    try:
+        if manager.saving is not None:
+            (step, _), manager.saving = manager.saving, None
+            told, error = _ended(manager, step)
+            if told:
+                raise SaveFailed(step, told) from error
+    finally:
+        manager.close()
 
 
 def split(state: TrainState) -> dict[str, Tree]:
@@ -204,48 +174,47 @@ def join(gen: Tree, train: Tree) -> TrainState:
     )
 
 
-def fingerprint(tree: Tree) -> list[int]:
-    """A 32-bit number for each array of a tree, which any change of a single bit changes."""
-    return [int(x) for x in jax.device_get([_fingerprint(leaf) for leaf in jax.tree.leaves(tree)])]
-
-
-@jax.jit
-def _fingerprint(x: jax.Array) -> jax.Array:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    width = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(x, width).ravel().astype(jnp.uint32)
-    odd = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
-    return jnp.sum(bits * odd, dtype=jnp.uint32)
-
-
-def _read(manager: ocp.CheckpointManager, step: int, like: Mapping[str, Tree]):
-    wanted = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
-    found = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **wanted))
-    meta = found["meta"]
-    if meta["format"] != FORMAT:
-        raise ValueError(f"its format is {meta['format']}; this version reads {FORMAT}")
-    for name, tree in like.items():
-        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
-        pairs = zip(paths, fingerprint(found[name]), meta["fingerprints"][name], strict=True)
-        wrong = [path for path, here, saved in pairs if here != saved]
-        if wrong:
-            raise ValueError(
-                f"{name}{wrong[0]} is not what was saved (of {len(wrong)} such arrays)"
-            )
-    return {name: found[name] for name in like}, meta
-
-
-def _set_aside(manager: ocp.CheckpointManager, step: int) -> Path:
-    folder = Path(manager.directory) / str(step)
-    aside = next(
-        path
-        for n in range(1000)
-        if not (path := folder.with_name(f"{step}.damaged" + (f"-{n}" if n else ""))).exists()
+def _ended(manager: Manager, step: int) -> tuple[str, Exception | None]:
+    """Waits for a save in the process that writes; what to tell of it and why, where it failed."""
+    if not peers.first():
+        return "", None
+    error, manager.failure = manager.failure, None
+    try:
+        manager.wait_until_finished()
+    except Exception as raised:
+        error = error or raised
+    if error is None:
+        return "", None
+    _clear(manager, step)
+    kept = ", ".join(str(n) for n in sorted(manager.all_steps()))
+    there = f"those of steps {kept} are intact" if kept else "there is none from before"
+    return (
+        f"checkpoint {step} was not saved: {_reason(error)}; {there} ({manager.directory})",
+        error,
     )
-    return folder.rename(aside)
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
+def _reason(error: Exception) -> str:
+    """Why a save failed, in the system's words where it was the system."""
+    text = first_line(error)
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # as TensorStore quotes it
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror + (f" ({error.filename})" if error.filename else "")
+    elif code:
+        text = os.strerror(int(code[1]))
+    return f"there is no room: {text}" if storage.no_room(error) else text
+
+
+def _clear(manager: Manager, step: int) -> None:
+    """Removes what a failed save left, and has Orbax forget it."""
+    end = time.monotonic() + 30
+    with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+        while time.monotonic() < end:  # writes of other files of it may still be under way
+            there = manager.directory.iterdir()
+            left = [path for path in there if path.name.startswith(f"{step}{TEMPORARY}")]
+            if not left:
+                break
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.1)
+        manager.refresh()

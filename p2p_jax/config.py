@@ -130,11 +130,15 @@ def base() -> Config:
 
     c.mesh = ConfigDict()
     c.mesh.devices = 0  # devices to train on; 0 is all
+    c.mesh.spatial = 1  # devices that share each image, a band of rows each
+    c.mesh.start_timeout = 300  # seconds that processes wait for one another at the start
+    c.mesh.heartbeat_timeout = 100  # seconds after which the loss of one ends the others
 
     c.train = t = ConfigDict()
     t.batch_size = 1  # over all devices
     t.accumulate = 1  # parts of each device's share that are computed one after another, to save
     # memory: same result, but the generator runs forward twice
+    t.shard_optimizer = False  # each device keeps a share of Adam's averages, to save memory
     t.remat = "none"  # or activations: those between convolutions are computed again, not kept
     t.steps = 0  # updates of each network; above 0 it wins over
     t.epochs = 200.0  # passes over the training pairs
@@ -149,6 +153,8 @@ def base() -> Config:
     t.eval_every = 2000
     t.sample_every = 2000
     t.save_every = 1000
+    t.on_nan = "stop"  # where a loss is not finite: stop, skip the update, or rollback and retry
+    t.on_save_error = "stop"  # where a save fails, as on a full disk: stop, or continue without it
     t.keep = 2  # latest checkpoints kept
     t.best = "l1"  # the metric whose best checkpoint is kept as well
 
@@ -252,7 +258,9 @@ def field_changes(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     length not where the learning rate depends on it.
     """
     before, after = flatten(old), flatten(new)
-    free = {"train.keep", "data.prepared_dir", "train.accumulate", "train.remat"}
+    free = {"data.prepared_dir", "mesh.spatial", "mesh.start_timeout", "mesh.heartbeat_timeout"}
+    free |= {f"train.{name}" for name in ("keep", "accumulate", "remat", "shard_optimizer")}
+    free |= {"train.on_nan", "train.on_save_error"}
     free |= {f"data.{name}" for name in ("url", "cache", "cache_share", "threads")}
     # What only matters at the start.
     free |= {"train.init_from", "train.init_nets"}

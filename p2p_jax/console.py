@@ -33,7 +33,8 @@ class Console:
     (a file, a pipe, a batch system) each call prints plain lines, never wrapped and never coloured.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, silent: bool = False) -> None:
+        """Begins; `silent` prints nothing, as another process says the same."""
         self._out = rich.console.Console(
             file=sys.stdout,
             # Not left to rich: FORCE_COLOR would put escape codes into log files.
@@ -42,8 +43,9 @@ class Console:
             markup=False,
             highlight=False,
             emoji=False,
+            quiet=silent,
         )
-        self._tty = self._out.is_terminal and not self._out.is_dumb_terminal
+        self._tty = not silent and self._out.is_terminal and not self._out.is_dumb_terminal
         self._live: rich.live.Live | None = None
         self._step = self._total = 0
         self._stats: list[str] = []

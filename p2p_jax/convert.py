@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from p2p_jax import mesh
+from p2p_jax import mesh, storage
 from p2p_jax.command import finish
 from p2p_jax.config import Config, ConfigError
 from p2p_jax.console import Console
@@ -183,14 +183,14 @@ def weights_out(
             problems.append(f"--output: {flags['output']} exists already; use another name")
     if flags.get("workdir"):
         with blaming("", problems):
-            config = saved_config(Path(flags["workdir"]))
+            config = saved_config(storage.at(flags["workdir"]))
             problems += _unfit(config, net, "ema" in flags)
     if problems or config is None:
         raise ConfigError(problems)
     mesh.use_precision(config.train.precision)
     item = "gen" if net == "G" else "train"
     gan, restored = restore_networks(
-        Path(flags["workdir"]),
+        storage.at(flags["workdir"]),
         mesh.make_mesh(1),
         console.warn,
         (item,),

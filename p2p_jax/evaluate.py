@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from p2p_jax import checkpoint, mesh, page, pictures, report
+from p2p_jax import checkpoint, mesh, page, peers, pictures, report
 from p2p_jax.build import Experiment
 from p2p_jax.config import ConfigError
 from p2p_jax.console import Console
@@ -21,9 +20,14 @@ from p2p_jax.data import eval_batches
 from p2p_jax.gallery import Gallery
 from p2p_jax.metrics import METRICS
 from p2p_jax.step import Sampled, make_sample
+from p2p_jax.storage import AnyPath
 
 Tree = Any
 BASELINE = "best constant image"
+
+
+class Interrupted(Exception):
+    """An evaluation was left at the end of a batch, as a signal wished."""
 
 
 class Evaluation(NamedTuple):
@@ -44,12 +48,18 @@ class Evaluator:
     The result of an example depends on the generator, the run's seed and the example's name alone:
     not on its batch, its place, or the number of devices.
 
+    Of several processes each reads, translates and writes its part of each batch, and all know the
+    results.
+
     Attributes:
       baseline: metrics of the best constant image, known after the first evaluation.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
+    def __init__(
+        self, experiment: Experiment, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Prepares for an experiment; `stopping`, asked after each batch, interrupts."""
+        self._experiment, self._stopping = experiment, stopping
         self.baseline: dict[str, float] = {}
         options = experiment.eval
         gan = experiment.gan if options.running else experiment.eval_gan
@@ -68,17 +78,20 @@ class Evaluator:
             }
         )
         key = jax.random.key(experiment.seed, impl="threefry2x32")
-        self._key = jax.device_put(key, mesh.replicated(experiment.mesh))
+        self._key = mesh.put_key(experiment.mesh, key)
         self._frames = experiment.eval_frames
         count = min(options.sample_count, len(self._frames))
         self._shown = [int(i) for i in np.linspace(0, len(self._frames) - 1, count).round()]
 
-    def __call__(self, gen: Tree, folder: Path | None = None) -> Evaluation:
+    def __call__(self, gen: Tree, folder: AnyPath | None = None) -> Evaluation:
         """Evaluates the split.
 
         Args:
           gen: the checkpoint item `gen`: params, stats and ema.
           folder: where to write all pictures, or None for none.
+
+        Raises:
+          Interrupted: as `stopping` told.
         """
         examples: dict[int, dict[str, Any]] = {}
         targets: list[np.ndarray] = []
@@ -88,7 +101,10 @@ class Evaluator:
                 targets.append(self._gallery.measured(i, np.asarray(images.target)))
             if folder is not None:
                 self._gallery.write(folder, i, images)
-        self.baseline = self.baseline or self._measure_baseline(targets)
+        if not self.baseline:
+            everyone = [target for part in peers.gather(targets) for target in part]
+            self.baseline = self._measure_baseline(everyone)
+        examples = _merged(peers.gather(examples))
         rows = [examples[i] for i in sorted(examples)]
         return Evaluation(_means(rows), rows)
 
@@ -98,6 +114,7 @@ class Evaluator:
             i: [pictures.as_shown(picture) for picture in self._gallery.shown(i, images)]
             for i, images, _ in self._translate(gen, self._shown)
         }
+        rows = _merged(peers.gather(rows))
         return report.grid([rows[i] for i in sorted(rows)])
 
     def _measure_baseline(self, targets: list[np.ndarray]) -> dict[str, float]:
@@ -118,37 +135,48 @@ class Evaluator:
     def _translate(
         self, gen: Tree, chosen: Sequence[int] | None = None
     ) -> Iterator[tuple[int, Sampled, dict[str, float]]]:
-        """Index, images and metrics of all pairs or the chosen ones, in the order of batches."""
-        options, frames = self._experiment.eval, self._frames
+        """Index, images and metrics of this process's part of all pairs or the chosen ones."""
+        options, frames, grid = self._experiment.eval, self._frames, self._experiment.mesh
         params = gen["ema"] if options.ema else gen["params"]
-        for indices, batch in eval_batches(frames, options.batch_size, options.threads, chosen):
+        axes = grid.axis_names
+        slots = mesh.batch_slots(grid, options.batch_size, axes)
+        for everyone, indices, batch in eval_batches(
+            frames, options.batch_size, options.threads, chosen, slots
+        ):
             identities = np.zeros(len(batch.source), np.uint32)
             identities[: len(indices)] = [zlib.crc32(frames.names[i].encode()) for i in indices]
-            inputs = mesh.put_split(
-                self._experiment.mesh, (batch.source, batch.target, identities), 0
-            )
+            pair = (batch.source, batch.target, identities)
+            inputs = mesh.put_split(grid, pair, 0, axes)
             sampled = self._sample(params, gen["stats"], self._key, *inputs)
-            metrics = self._metrics(sampled, indices)
-            images = jax.tree.map(np.asarray, sampled)
+            metrics = self._metrics(sampled, everyone, indices)
+            images = jax.tree.map(mesh.local_rows, sampled)
             for row, i in enumerate(indices):
                 yield i, jax.tree.map(lambda x, row=row: x[row], images), metrics[row]
+            if self._stopping():
+                raise Interrupted
 
-    def _metrics(self, sampled: Sampled, indices: Sequence[int]) -> list[dict[str, float]]:
-        """Of each example, on what of the canvas is the image."""
+    def _metrics(
+        self, sampled: Sampled, everyone: Sequence[int], indices: Sequence[int]
+    ) -> list[dict[str, float]]:
+        """Of each of our examples, on what of the canvas is the image."""
         if sampled.target is None:
             return [{} for _ in indices]
         whole = sampled.fake.shape[1:3]
-        if all(self._frames.content(i) == whole for i in indices):
-            return _rows(self._measure(sampled.fake, sampled.target))
+        if all(self._frames.content(i) == whole for i in everyone):
+            return _rows(self._measure(sampled.fake, sampled.target))[: len(indices)]
+        images = [mesh.local_rows(x) for x in (sampled.fake, sampled.target)]
         rows = []
         for row, i in enumerate(indices):
-            both = (np.asarray(x[row]) for x in (sampled.fake, sampled.target))
-            rows += _rows(self._measure(*(self._gallery.measured(i, x)[None] for x in both)))
+            rows += _rows(self._measure(*(self._gallery.measured(i, x[row])[None] for x in images)))
         return rows
 
 
+def _merged(parts: Sequence[dict[int, Any]]) -> dict[int, Any]:
+    return {i: row for part in parts for i, row in part.items()}
+
+
 def _rows(values: dict[str, Any]) -> list[dict[str, float]]:
-    columns = {f"eval/{name}": np.asarray(v, np.float64) for name, v in values.items()}
+    columns = {f"eval/{name}": mesh.local_rows(v).astype(np.float64) for name, v in values.items()}
     count = len(next(iter(columns.values())))
     return [{name: float(column[i]) for name, column in columns.items()} for i in range(count)]
 
@@ -172,7 +200,7 @@ def show(console: Console, experiment: Experiment, evaluator: Evaluator, step: i
 
 
 def write(
-    workdir: Path, experiment: Experiment, evaluator: Evaluator, step: int, gen: Tree
+    workdir: AnyPath, experiment: Experiment, evaluator: Evaluator, step: int, gen: Tree
 ) -> Evaluation:
     """Evaluates with all pictures into `eval/SPLIT/STEP/`, and returns the results."""
     folder = eval_folder(workdir, experiment, step)
@@ -187,6 +215,8 @@ def write(
         **result.means,
         "baseline": evaluator.baseline,
     }
+    if not peers.first():
+        return result
     report.write_json(folder / "metrics.json", {**summary, "per_example": result.examples})
     page.write_eval_page(
         folder,
@@ -211,11 +241,15 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def eval_folder(workdir: Path, experiment: Experiment, step: int) -> Path:
+def eval_folder(workdir: AnyPath, experiment: Experiment, step: int) -> AnyPath:
     """Where an evaluation's files are: `eval/SPLIT/STEP`, or `STEP_2` and so on.
 
     What other data or other options gave at the same step is never overwritten.
     """
+    return peers.gather(_free_folder(workdir, experiment, step))[0]
+
+
+def _free_folder(workdir: AnyPath, experiment: Experiment, step: int) -> AnyPath:
     first = workdir / "eval" / experiment.eval.split / str(step)
     identity = _identity(experiment)
     for number in itertools.count(1):
@@ -229,7 +263,7 @@ def eval_folder(workdir: Path, experiment: Experiment, step: int) -> Path:
     raise AssertionError("unreachable")
 
 
-def run(experiment: Experiment, workdir: Path, console: Console) -> None:
+def run(experiment: Experiment, workdir: AnyPath, console: Console) -> None:
     """Restores the newest sound checkpoint's generator, evaluates it and writes the pictures.
 
     Raises:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from p2p_jax import checkpoint, mesh
 from p2p_jax.checkpoint import Restored
 from p2p_jax.config import Config, ConfigError, flatten, shortened
 from p2p_jax.console import Console
-from p2p_jax.flags import saved_config
+from p2p_jax.flags import run_folder, saved_config
+from p2p_jax.manager import Manager
 from p2p_jax.networks import abstract_state, make_gan
 from p2p_jax.state import Gan, NetState, TrainState
+from p2p_jax.storage import AnyPath
 
 Tree = Any
 KEY = "train.init_from"
@@ -31,7 +31,7 @@ _DRAWN = ("model.init", "model.init_gain", "model.norm_scale_std")
 
 
 def restore_networks(
-    workdir: Path,
+    workdir: AnyPath,
     grid: Mesh,
     warn: Callable[[str], None],
     items: tuple[str, ...],
@@ -70,7 +70,7 @@ def restore_networks(
     return gan, restored
 
 
-def _run(workdir: Path, key: str) -> tuple[Config, ocp.CheckpointManager]:
+def _run(workdir: AnyPath, key: str) -> tuple[Config, Manager]:
     """A run's config, and its checkpoints, of which there are some; see `restore_networks`."""
     config = saved_config(workdir, key)
     if (config.train.precision == "float64") != jax.config.read("jax_enable_x64"):
@@ -94,7 +94,9 @@ def check(config: Config, console: Console) -> None:
       ConfigError: the folder is not a run's, has no checkpoint, is of 64 bits where this process is
         not, or has other networks.
     """
-    workdir, nets = Path(config.train.init_from), config.train.init_nets
+    (workdir, problems), nets = run_folder(KEY, config.train.init_from), config.train.init_nets
+    if problems:
+        raise ConfigError(problems)
     donor, _ = _run(workdir, KEY)
     grid = mesh.make_mesh(1)
     ours, theirs = (abstract_state(make_gan(c), grid) for c in (config, donor))
@@ -119,7 +121,7 @@ def check(config: Config, console: Console) -> None:
 
 
 def begin_from(
-    workdir: Path, nets: str, state: TrainState, grid: Mesh, console: Console
+    workdir: AnyPath, nets: str, state: TrainState, grid: Mesh, console: Console
 ) -> TrainState:
     """A fresh state with another run's networks; optimisers and step stay fresh.
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from p2p_jax import mesh
+from p2p_jax import mesh, peers, storage
 from p2p_jax.config import Config, base, coerce, flatten, merge, unknown_key
+from p2p_jax.older import modern
+from p2p_jax.storage import AnyPath
 from p2p_jax.validate import resolved, validate
 from p2p_jax.words import ConfigError, near, split
 
-FLAGS = ("config", "workdir", "mode", "allow_config_change", "help")
+FLAGS = ("config", "workdir", "mode", "allow_config_change", *peers.FLAGS, "help")
 SWITCHES = ("allow_config_change", "help")
 MODES = ("train", "eval")
 
@@ -32,18 +35,19 @@ class Command(NamedTuple):
     """
 
     mode: str
-    workdir: Path
+    workdir: AnyPath
     config: Config
     allow_config_change: bool
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """Reads a command line.
+    """Reads a command line, and meets the other processes where there are any.
 
     Args:
       argv: without the program's name.
 
     Raises:
+      Alone: not all of them came.
       ConfigError: all that is wrong with flags, keys, types and values.
     """
     flags, overrides, problems = split(argv, FLAGS, SWITCHES)
@@ -55,18 +59,38 @@ def parse(argv: Sequence[str]) -> Command:
             flags["workdir"] = str(_usual_workdir(flags["config"]))
         else:
             problems.append("--workdir: needed, the run's folder, as in --workdir=runs/facades")
-    workdir = Path(flags.get("workdir", ""))
+    workdir, found = run_folder("--workdir", flags.get("workdir", ""))
+    problems += found
     loaded, found = _load(mode, flags, workdir)
     problems += found
     config, found = override(loaded or base(), overrides)
     problems += found
     config = resolved(config)
+    try:
+        others = peers.found(flags, os.environ)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    peers.start(others, config.mesh.start_timeout, config.mesh.heartbeat_timeout)
     if loaded is not None:  # the defaults alone are nothing to complain about
         mesh.use_precision(config.train.precision)
         problems += validate(config, training=mode != "eval")
+    peers.together(lambda: _refuse(problems))
+    return Command(mode, workdir, config, "allow_config_change" in flags)
+
+
+def run_folder(key: str, text: str) -> tuple[AnyPath, list[str]]:
+    """A run's folder, on disk or in a bucket, and what keeps it from being looked at."""
+    try:
+        workdir = storage.at(text)
+    except OSError as error:
+        return Path(), [f"{key}: {error}"]
+    reason = storage.unreachable(workdir) if storage.is_remote(workdir) else ""
+    return (Path(), [f"{key}: {reason}"]) if reason else (workdir, [])
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         raise ConfigError(problems)
-    return Command(mode, workdir, config, "allow_config_change" in flags)
 
 
 def _usual_workdir(config: str) -> Path:
@@ -82,11 +106,12 @@ def _file_and_argument(text: str) -> tuple[Path, list[str]]:
     return (Path(text), []) if whole else (Path(name), [argument])
 
 
-def _load(mode: str, flags: dict[str, str], workdir: Path) -> tuple[Config | None, list[str]]:
+def _load(mode: str, flags: dict[str, str], workdir: AnyPath) -> tuple[Config | None, list[str]]:
     """The config before overrides, or what is wrong with it; a workdir has one of its own."""
     try:
         if mode == "eval":  # of a workdir that was named
-            return (saved_config(workdir), []) if flags.get("workdir") else (None, [])
+            named = flags.get("workdir") and workdir != Path()
+            return (saved_config(workdir), []) if named else (None, [])
         if flags.get("config"):
             return config_file(flags["config"]), []
         if (workdir / "config.json").is_file() and flags.get("workdir"):
@@ -128,7 +153,7 @@ def config_file(text: str) -> Config:
     return _checked(config.to_dict(), str(path))
 
 
-def saved_config(workdir: Path, key: str = "--workdir") -> Config:
+def saved_config(workdir: AnyPath, key: str = "--workdir") -> Config:
     """The config saved in a workdir.
 
     Args:
@@ -153,7 +178,7 @@ def saved_config(workdir: Path, key: str = "--workdir") -> Config:
 def _checked(values: dict[str, Any], where: str) -> Config:
     """Nested values as a config: keys that an older version did not have get their defaults."""
     try:
-        return merge(base(), flatten(ConfigDict(values)))
+        return merge(base(), modern(flatten(ConfigDict(values))))
     except ConfigError as error:
         raise ConfigError([f"{where}: {problem}" for problem in error.problems]) from error
 

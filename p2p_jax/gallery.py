@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from p2p_jax import pictures
 from p2p_jax.build import Experiment
 from p2p_jax.data.labels import to_indices
 from p2p_jax.step import Sampled
+from p2p_jax.storage import AnyPath
 
 _FOLDERS = ("source", "images", "target")
 
@@ -60,7 +59,7 @@ class Gallery:
                 found.append(self._frames.restore(i, picture, side))
         return found
 
-    def write(self, folder: Path, i: int, images: Sampled) -> None:
+    def write(self, folder: AnyPath, i: int, images: Sampled) -> None:
         """Writes pictures to look at, and beside them the output in kind, where it is more.
 
         Names are those of the pairs: `source/NAME.png`, `images/NAME.png`, `target/NAME.png`; the

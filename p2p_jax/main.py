@@ -7,24 +7,32 @@ FILE is a Python file like those in configs/; the ARGUMENT of those is a dialect
 affinelayer, tf_tutorial or seed. Training goes on where DIR's newest checkpoint stands, without
 --config by DIR's own; with another config than it was trained with, --allow_config_change is
 needed. Evaluation takes DIR's own config. The KEYs are explained in p2p_jax/config.py.
+Several processes train together where the environment says so (TPU pods, SLURM, Open MPI), or each
+is told by --coordinator=HOST:PORT --num_processes=N --process_id=I; see docs/scaling.md.
 Exit codes: 0 done, 2 bad config or input, 75 stopped by a signal with everything saved (run again),
 anything else a failure.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from p2p_jax import evaluate, finetune, summary, train
+from p2p_jax import evaluate, finetune, peers, summary, train
 from p2p_jax.build import Experiment, build
 from p2p_jax.command import finish
-from p2p_jax.config import Config, ConfigError, field_changes
+from p2p_jax.config import Config, ConfigError, field_changes, flatten
 from p2p_jax.console import Console
 from p2p_jax.flags import Command, parse, saved_config
+from p2p_jax.ledger import Ledger
+from p2p_jax.process import Early, Stop
 from p2p_jax.report import last_start
+from p2p_jax.sharing import seen_by_all
+from p2p_jax.storage import AnyPath, is_remote
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,12 +40,21 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(str(__doc__).strip())
         return 0
-    return finish(
-        lambda: _run(parse(argv)), "interrupted; nothing since the newest checkpoint is saved"
+    ledger = Ledger(time.monotonic())
+    code = finish(
+        lambda: _run(argv, ledger),
+        "interrupted; nothing since the newest checkpoint is saved",
+        peers.name,
     )
+    if code not in (train.DONE, train.STOPPED) and peers.name():
+        # The others would wait for an orderly end, and we for them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
-def _newest(workdir: Path) -> int | None:
+def _newest(workdir: AnyPath) -> int | None:
     """The newest step that a run has a checkpoint of; 0 where its networks came from elsewhere."""
     names = [step.name for step in (workdir / "checkpoints").glob("[0-9]*")]
     # A save that was cut short leaves another name.
@@ -73,9 +90,12 @@ def _check_changes(command: Command) -> dict[str, list]:
 
 def _check_place(command: Command) -> None:
     """Raises ConfigError where a run's own pictures would be among the photos it is trained on."""
-    data, workdir = command.config.data, command.workdir.resolve()
-    if data.source not in ("colorization", "inpaint", "edges") or "://" in data.path:
+    data = command.config.data
+    if data.source not in ("colorization", "inpaint", "edges"):
         return
+    if "://" in data.path or is_remote(command.workdir):
+        return
+    workdir = command.workdir.resolve()
     path = Path(data.path).expanduser().resolve()
     if workdir.is_relative_to(path) and not (path / data.train_split).is_dir():
         raise ConfigError(
@@ -115,14 +135,65 @@ def _check_beginning(command: Command, saved: Config) -> None:
         )
 
 
-def _run(command: Command) -> int:
-    console = Console()
-    changes = {}
-    if command.mode == "train":
+# What may differ between machines.
+_OWN = ("data.path", "data.prepared_dir", "data.threads", "train.init_from")
+
+
+def _check_same(command: Command) -> None:
+    """Raises Problems where processes were told different things."""
+    told = {k: v for k, v in flatten(command.config).items() if k not in _OWN}
+    told |= {"--mode": command.mode, "--workdir": str(command.workdir)}
+    everyone = peers.gather(told)
+    for key in told:
+        if any(other[key] != told[key] for other in everyone):
+            peers.agree(key, told[key])
+
+
+def _run(argv: Sequence[str], ledger: Ledger) -> int:
+    with Stop() as stop:
+        try:
+            command = parse(argv)
+            if peers.name():  # the others would wait for us
+                stop.wait()
+            console = Console(silent=not peers.first())
+            _check_same(command)
+            if command.mode == "eval":
+                stop.release()
+                return _evaluate(command, console)
+            return _train(command, console, ledger, stop)
+        except Early as signal:
+            print(f"stopped by {signal} before training began; run again to begin", flush=True)
+            if peers.name():  # nobody else knows
+                os._exit(train.STOPPED)
+            return train.STOPPED
+
+
+def _evaluate(command: Command, console: Console) -> int:
+    experiment = peers.together(lambda: _built(command, console))
+    evaluate.run(experiment, command.workdir, console)
+    return 0
+
+
+def _train(command: Command, console: Console, ledger: Ledger, stop: Stop) -> int:
+    seen_by_all(command.workdir)
+    changes: dict[str, list] = {}
+
+    def prepare() -> Experiment:
+        nonlocal changes
         _check_place(command)
         changes = _check_changes(command)
         if command.config.train.init_from and _newest(command.workdir) is None:
             finetune.check(command.config, console)
+        return _built(command, console)
+
+    experiment = peers.together(prepare)
+    peers.agree("data.path: the training pairs", experiment.train_frames.fingerprint)
+    stop.wait()  # for the work under way, from now on
+    return train.train(experiment, command.workdir, console, changes, ledger, stop)
+
+
+def _built(command: Command, console: Console) -> Experiment:
+    """The experiment, told to the user."""
     training = command.mode == "train"
     before = last_start(command.workdir)
     experiment = build(command.config, console.note, training, before.get("target"))
@@ -132,10 +203,7 @@ def _run(command: Command) -> int:
     console.header([*told, ("workdir", str(command.workdir))])
     for note in experiment.notes:
         console.note(note)
-    if command.mode == "eval":
-        evaluate.run(experiment, command.workdir, console)
-        return 0
-    return train.train(experiment, command.workdir, console, changes)
+    return experiment
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from p2p_jax import mesh as meshes
 from p2p_jax.augment import Augment
@@ -21,7 +21,7 @@ from p2p_jax.models.conv import Policy, policy_for
 from p2p_jax.models.layers import REMAT, Style
 from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
 from p2p_jax.optim import adam
-from p2p_jax.state import Gan, TrainState, init
+from p2p_jax.state import Gan, TrainState, init, specs
 from p2p_jax.tasks import TASKS, Task, TaskOptions
 
 PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
@@ -30,7 +30,16 @@ PRECISIONS = ("float32", "tf32", "bfloat16", "float64")
 def make_policy(config: Config) -> Policy:
     """How to compute on the devices at hand."""
     platform = jax.devices()[0].platform
-    return policy_for(platform, config.train.precision, config.train.conv_form)
+    form = config.train.conv_form
+    if not _spatial(config):
+        return policy_for(platform, config.train.precision, form)
+    # Of the plain form alone XLA exchanges borders of bands, and not whole images.
+    policy = policy_for(platform, config.train.precision, "plain" if form == "auto" else form)
+    return dataclasses.replace(policy, grad="xla")
+
+
+def _spatial(config: Config) -> str | None:
+    return meshes.SPATIAL if config.mesh.spatial > 1 else None
 
 
 def make_generator(config: Config, channels: int, output: str, own_statistics: bool = False) -> Any:
@@ -122,8 +131,11 @@ def make_gan(config: Config) -> Gan:
         ema_decay=config.train.ema_decay,
         dtype=policy.param_dtype,
         axis=meshes.AXIS,
+        spatial=_spatial(config),
         accumulate=config.train.accumulate,
         remat=REMAT[config.train.remat],
+        skip_nonfinite=config.train.on_nan == "skip",
+        shard_optimizer=config.train.shard_optimizer,
     )
 
 
@@ -145,14 +157,17 @@ def _style(config: Config, section: Config) -> Style:
         slope=section.slope,
         init=model.init,
         init_gain=model.init_gain,
+        spatial=_spatial(config),
     )
 
 
 def abstract_state(gan: Gan, mesh: Mesh) -> TrainState:
     """Shapes and types of a state, laid out over the mesh; nothing is computed."""
-    shapes = jax.eval_shape(lambda: init(gan, 0))
-    sharding = meshes.replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+        jax.eval_shape(lambda: init(gan, 0)),
+        specs(gan, mesh.shape[gan.axis]),
+    )
 
 
 def draw(

@@ -35,9 +35,13 @@ def adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (g * g), state.nu, updates)
 
         # XLA's CPU backend makes no loop of several results: it would compute the moments once more
-        # for the update, from copies of the old ones. Elsewhere one loop does all three.
+        # for the update, from copies of the old ones. Elsewhere one loop does all three. Each by
+        # itself, as some may be a device's own and others the same on all.
         mu, nu = jax.lax.platform_dependent(
-            mu, nu, cpu=lambda *both: jax.lax.optimization_barrier(both), default=lambda *both: both
+            mu,
+            nu,
+            cpu=lambda *both: jax.tree.map(jax.lax.optimization_barrier, both),
+            default=lambda *both: both,
         )
 
         def updated(m: jax.Array, v: jax.Array) -> jax.Array:

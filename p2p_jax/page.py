@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 import json
 import os
-import pathlib
 import string
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2p_jax import report
+from p2p_jax.storage import AnyPath, write_atomic
 
 _PAGE = string.Template("""<!doctype html>
 <html lang="en">
@@ -86,7 +86,7 @@ def _figure(row: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> str:
 
 
 def write_eval_page(
-    folder: pathlib.Path,
+    folder: AnyPath,
     *,
     title: str,
     metrics: Mapping[str, float],
@@ -122,4 +122,4 @@ def write_eval_page(
         heads="".join(f"<b>{label}</b>" for _, label in columns),
         columns=len(columns),
     )
-    report.write_atomic(pathlib.Path(folder) / "index.html", page.encode(errors="backslashreplace"))
+    write_atomic(folder / "index.html", page.encode(errors="backslashreplace"))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import pathlib
 
 import numpy as np
 
-from p2p_jax.report import write_atomic
+from p2p_jax.storage import AnyPath, write_atomic
 
 _DTYPES = ("uint8", "uint16", "float32")
 
 
-def save(path: pathlib.Path, image: np.ndarray) -> None:
+def save(path: AnyPath, image: np.ndarray) -> None:
     """Writes an image without loss, in one move; the suffix decides the kind.
 
     Args:
@@ -23,7 +22,6 @@ def save(path: pathlib.Path, image: np.ndarray) -> None:
     Raises:
       ValueError: such a file cannot hold it, and what can.
     """
-    path = pathlib.Path(path)
     dtype, suffix = str(image.dtype), path.suffix.lower()
     if image.ndim != 3 or 0 in image.shape or dtype not in _DTYPES:
         raise ValueError(

@@ -1,7 +1,8 @@
 """What a run leaves behind: metrics, run record, pictures.
 
-Every file but the growing ``metrics.jsonl`` is written beside its place and moved there, so that a
-reader (or a crash) never meets half of one. With several processes, only one may write.
+Every file but the growing ``metrics.jsonl`` is written beside its place and moved there, or put in
+a bucket in one piece, so that a reader (or a crash) never meets half of one. With several
+processes, only one may write.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,23 +24,11 @@ import numpy as np
 from PIL import Image
 
 import p2p_jax
+from p2p_jax import growing, storage
+from p2p_jax.process import Failure
+from p2p_jax.storage import AnyPath, write_atomic
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-def write_atomic(path: pathlib.Path, data: bytes, durable: bool = True) -> None:
-    """Replaces `path` in one move, creating its folder; `durable` also outlives a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temp.open("wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temp, path)
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:
@@ -60,11 +49,11 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def write_json(path: pathlib.Path, obj: Any) -> None:
+def write_json(path: AnyPath, obj: Any) -> None:
     """Writes `obj` as indented JSON, atomically. NaN and infinities become null."""
     text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
     # What is left of a name that is not valid text becomes a JSON escape.
-    write_atomic(pathlib.Path(path), (text + "\n").encode(errors="backslashreplace"))
+    write_atomic(path, (text + "\n").encode(errors="backslashreplace"))
 
 
 def _check_picture(image: np.ndarray, where: str) -> None:
@@ -75,7 +64,7 @@ def _check_picture(image: np.ndarray, where: str) -> None:
         )
 
 
-def save_png(path: pathlib.Path, image: np.ndarray) -> None:
+def save_png(path: AnyPath, image: np.ndarray) -> None:
     """Writes a uint8 picture `[h, w, 3]` or grey `[h, w, 1]` as PNG, atomically.
 
     Raises:
@@ -84,7 +73,7 @@ def save_png(path: pathlib.Path, image: np.ndarray) -> None:
     _check_picture(image, str(path))
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
-    write_atomic(pathlib.Path(path), buffer.getvalue(), durable=False)
+    write_atomic(path, buffer.getvalue(), durable=False)
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
@@ -119,9 +108,9 @@ def grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
     return canvas
 
 
-def _lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _lines(path: AnyPath) -> list[tuple[bytes, dict[str, Any]]]:
     """The raw and the parsed lines of a metrics file, less a last line cut off by a crash."""
-    raw = path.read_bytes() if path.exists() else b""
+    raw = storage.found(path) or b""
     rows = []
     lines = raw.splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
@@ -140,7 +129,7 @@ def _lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
     return rows
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def read(workdir: AnyPath) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``, oldest first; empty where there is no file yet.
 
     A last line that is still being written is left out; null stands for NaN or an infinity.
@@ -148,25 +137,52 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming the line, when any other is not a JSON object with a `step`.
     """
-    return [row for _, row in _lines(pathlib.Path(workdir) / "metrics.jsonl")]
+    return [row for _, row in _lines(workdir / "metrics.jsonl")]
 
 
 class MetricsLog:
     """Appends to ``metrics.jsonl``, after dropping what a restored run is about to write again.
 
+    Lines stay in memory until `sync` has made sure of them, so that a full disk loses none. In a
+    bucket, which cannot append, all lines stay, and the object is put anew from time to time.
+
     Args:
         workdir: the folder of the file, created where missing.
         step: the restored step: lines beyond it are dropped. -1 for a fresh run drops all.
+        tolerate: whether a full disk (and whatever ails a bucket) is only told to `warn`, once
+            until it works again; the lines are written then.
+        warn: takes a sentence.
+        again: a split whose lines of the restored step itself are dropped as well.
 
     Raises:
+        Failure: the disk is full, or the bucket cannot be written to.
         ValueError: naming the line, when one other than a cut-off last line cannot be read; the
             file is then left as it was.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
-        path = pathlib.Path(workdir) / "metrics.jsonl"
-        write_atomic(path, b"".join(line for line, row in _lines(path) if row["step"] <= step))
-        self._file = path.open("ab")
+    PUT_EVERY = 30.0  # seconds from one put to the next, at least, where nobody syncs
+
+    def __init__(
+        self,
+        workdir: AnyPath,
+        step: int,
+        tolerate: bool = False,
+        warn: Callable[[str], None] = lambda text: None,
+        again: str = "",
+    ):
+        self._path, self._tolerate, self._warn = workdir / "metrics.jsonl", tolerate, warn
+        self._failing = False
+        kept = b"".join(
+            line
+            for line, row in _lines(self._path)
+            if row["step"] <= step and (row["step"], row.get("split")) != (step, again)
+        )
+        try:
+            write_atomic(self._path, kept)
+        except Exception as error:  # libraries for buckets raise many kinds
+            raise self._failure(error) from error
+        remote = storage.is_remote(self._path)
+        self._file = growing.Put(self._path, kept) if remote else growing.Appended(self._path)
 
     def write(self, step: int, images: int, split: str, scalars: Mapping[str, float]) -> None:
         """Appends one line and hands it to the system; NaN and infinities are written as null.
@@ -176,23 +192,68 @@ class MetricsLog:
             images: training images seen.
             split: ``train``, or the split evaluated.
             scalars: names and values; names must not be one of the three above.
+
+        Raises:
+            Failure: as above, where it is not tolerated; the file ends with a whole line.
         """
         head = {"step": int(step), "images": int(images), "split": split}
         if clash := sorted(head.keys() & scalars.keys()):
             raise ValueError(f"metric names already taken by the line itself: {clash}")
         row = plain(head | {name: float(value) for name, value in scalars.items()})
-        # One write of a whole line: a crash tears the last line at most.
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self._try(lambda: self._file.write(line, self.PUT_EVERY))
 
-    def sync(self) -> None:
-        """Forces what was written to disk; call it before the checkpoint of the same step."""
-        os.fsync(self._file.fileno())
+    def sync(self) -> bool:
+        """Forces what was written to disk; call it before the checkpoint of the same step.
+
+        Returns:
+            Whether all lines are safe. Where they are not, and that is tolerated, a checkpoint
+            would count on lines that may yet be lost.
+        """
+        return self._try(self._file.sync)
 
     def close(self) -> None:
-        """Syncs and closes the file."""
-        self.sync()
-        self._file.close()
+        """Syncs and closes the file.
+
+        Raises:
+            Failure: lines are left that there is still no room for.
+        """
+        try:
+            if not self.sync():
+                raise Failure(f"the last lines of {self._path} could not be written")
+        finally:
+            self._file.close()
+
+    def _try(self, act: Callable[[], None]) -> bool:
+        """Whether it could be done; says so the first time that it could not."""
+        try:
+            act()
+        except Exception as error:
+            failure = self._failure(error)
+            if failure is error or not self._tolerate:
+                raise failure from error
+            if not self._failing:
+                self._warn(f"{self._path} cannot grow: {_reason(error)}; its lines wait in memory")
+            self._failing = True
+            return False
+        self._failing = False
+        return True
+
+    def _failure(self, error: Exception) -> Exception:
+        """What to raise for it: in a bucket anything can pass, on a disk only that it is full."""
+        full = storage.no_room(error)
+        if not full and not storage.is_remote(self._path):
+            return error
+        return Failure(
+            f"{self._path} cannot grow: {_reason(error)}; {'make room and ' if full else ''}run "
+            "again: everything up to the newest checkpoint is safe "
+            "(train.on_save_error=continue would train on)"
+        )
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _git(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -237,25 +298,25 @@ def environment() -> dict[str, Any]:
     }
 
 
-def last_start(workdir: pathlib.Path) -> dict[str, Any]:
+def last_start(workdir: AnyPath) -> dict[str, Any]:
     """The newest entry of ``run.json``; empty where there is none that can be read."""
     try:
-        return json.loads((pathlib.Path(workdir) / "run.json").read_bytes())["starts"][-1]
+        return json.loads(storage.found(workdir / "run.json") or b"")["starts"][-1]
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return {}
 
 
-def write_run(workdir: pathlib.Path, entry: Mapping[str, Any]) -> None:
+def write_run(workdir: AnyPath, entry: Mapping[str, Any]) -> None:
     """Appends `entry` to the starts in ``run.json``: ``{"starts": [first, ..., entry]}``.
 
     Raises:
         ValueError: when the file there is not such a record; it is then left as it was.
     """
-    path = pathlib.Path(workdir) / "run.json"
+    path = workdir / "run.json"
     record = {"starts": []}
-    if path.exists():
+    if (text := storage.found(path)) is not None:
         try:
-            record = json.loads(path.read_bytes())
+            record = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}); mend it or move it away") from None
         if not isinstance(record, dict) or not isinstance(record.get("starts"), list):

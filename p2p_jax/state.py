@@ -10,7 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
+from p2p_jax import zero
 from p2p_jax.augment import Augment
 from p2p_jax.images import Values
 from p2p_jax.losses import Adversarial
@@ -40,9 +42,13 @@ class Gan:
       ema_decay: of the generator's averaged parameters; 0 keeps none.
       dtype: of images and losses inside the step, and of parameters.
       axis: the mesh axis that splits the batch.
+      spatial: the mesh axis over which devices share images, or None; see `models.bands`.
       values: what the stored numbers of source and target mean.
       accumulate: parts of a device's examples that are computed one after another.
       remat: makes of a function one that keeps less for its gradients and computes it again.
+      skip_nonfinite: whether an update of which something is not finite leaves all but the step as
+        it was; its losses are all NaN then.
+      shard_optimizer: whether each device keeps a share of the optimisers' state; see `zero`.
     """
 
     generator: nn.Module
@@ -58,9 +64,12 @@ class Gan:
     ema_decay: float
     dtype: str
     axis: str
+    spatial: str | None = None
     values: tuple[Values, Values] = (Values(), Values())
     accumulate: int = 1
     remat: Callable[[Callable], Callable] = lambda fn: fn
+    skip_nonfinite: bool = False
+    shard_optimizer: bool = False
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -112,6 +121,19 @@ def init(gan: Gan, seed: int) -> TrainState:
     # Copies: one buffer must not be donated twice.
     ema = jax.tree.map(jnp.copy, gen.params) if gan.ema_decay else {}
     return TrainState(jnp.zeros((), jnp.int32), gen, disc, ema, key)
+
+
+def specs(gan: Gan, parts: int) -> TrainState:
+    """How each array of a state is split over `gan.axis`, which has so many parts."""
+    like: TrainState = jax.eval_shape(lambda: init(gan, 0))
+
+    def of(net: NetState) -> Any:
+        whole = jax.tree.map(lambda _: P(), net)
+        split = zero.optimiser_specs(net.opt_state, net.params, gan.axis, parts)
+        return whole._replace(opt_state=split) if gan.shard_optimizer else whole
+
+    whole = jax.tree.map(lambda _: P(), like)
+    return whole._replace(gen=of(like.gen), disc=of(like.disc))
 
 
 def _net(variables: Any, tx: optax.GradientTransformation) -> NetState:

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from p2p_jax.images import Size, Values, from_signed, resize
 from p2p_jax.objectives import HYPER
 from p2p_jax.readers import STREAMED, Reader
-from p2p_jax.state import Gan, TrainState
+from p2p_jax.state import Gan, TrainState, specs
 from p2p_jax.update import EVALUATE, as_levels, example_keys, update
 
 Array = jax.Array
@@ -47,19 +47,21 @@ def make_train_step(
         losses = jnp.zeros((steps_per_dispatch, len(gan.metric_names)), hyper.dtype)
         return jax.lax.fori_loop(0, count, body, (state, losses))
 
-    specs = (P(), reader.specs(gan.axis), P(), P())
+    held = specs(gan, mesh.shape[gan.axis]) if gan.shard_optimizer else P()
+    given = (reader.specs(gan.axis), P(), P())
     sharded = jax.shard_map(
         dispatch,
         mesh=mesh,
-        in_specs=specs,
-        out_specs=(P(), P()),
+        in_specs=(held, *given),
+        out_specs=(held, P()),
         axis_names={gan.axis},
-        check_vma=mesh.size > 1,  # the check would demand means over devices, which one skips
+        check_vma=mesh.shape[gan.axis]
+        > 1,  # the check would demand means over devices, which one skips
     )
     # Left to itself, XLA copies the state out of its usual layout and back in each dispatch on TPU.
     layout = Layout.AUTO if mesh.devices.flat[0].platform == "tpu" else None
-    state = Format(layout, NamedSharding(mesh, P()))
-    rest = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs[1:])
+    state = jax.tree.map(lambda spec: Format(layout, NamedSharding(mesh, spec)), held)
+    rest = jax.tree.map(lambda spec: NamedSharding(mesh, spec), given)
     return jax.jit(
         sharded,
         donate_argnums=0,
@@ -102,12 +104,13 @@ def make_sample(
     Its arguments are (params, stats, key, source, target, identities): the generator's variables,
     the run's key, images as stored `[b, h, w, c]` in a size that the generator can take, and `[b]`
     uint32 numbers that tell examples apart, from which their dropout and noise come. What it gives
-    is split over `data` like the batch. It compiles for each size of images.
+    is split like the batch, over all axes of the mesh: no image is shared. It compiles for each
+    size of images.
 
     Args:
       gan: the networks. Its generator's `norm_group` should be 1 unless `running`, so that no
         result depends on its neighbours in the batch.
-      mesh: with the axis `gan.axis`.
+      mesh: of devices.
       running: normalise by running statistics, not the images' own.
       dropout: leave dropout and noise on.
       device_size: (height, width) to resize images to first; None: they are of their size already.
@@ -139,13 +142,13 @@ def make_sample(
             stored=as_stored(fake, channels),
         )
 
-    split = P(gan.axis)
+    split = P(tuple(mesh.axis_names))
     return jax.jit(
         jax.shard_map(
             sample,
             mesh=mesh,
             in_specs=(P(), P(), P(), split, split, split),
             out_specs=split,
-            axis_names={gan.axis},
+            axis_names=set(mesh.axis_names),
         )
     )

@@ -122,7 +122,7 @@ def fill(
     shapes = [(*frames.shape, form.channels) for form in frames.forms]
     row = empty(frames, 1)
     row_bytes = sum(part.nbytes for part in row if part is not None)
-    devices = mesh.size
+    devices = mesh.shape[AXIS]  # those that share images hold the same
     place = placing(len(frames), row_bytes, device_memory(mesh), share, devices)
     rows = len(frames) if place == "replicated" else -(-len(frames) // devices)
     whole = _size(len(frames) * row_bytes)
@@ -132,9 +132,9 @@ def fill(
     else:
         log(f"{len(frames)} pairs ({whole}) are kept in the memory of {devices} devices together")
         spans = [
-            (min(i * rows, len(frames)), min((i + 1) * rows, len(frames)), [device])
-            for i, device in enumerate(mesh.devices.ravel())
-            if device in mesh.local_devices
+            (min(i * rows, len(frames)), min((i + 1) * rows, len(frames)), here)
+            for i, group in enumerate(mesh.devices.reshape(devices, -1))
+            if (here := [device for device in group if device in mesh.local_devices])
         ]
     parts = _upload(frames, spans, rows, row_bytes, threads, on_progress)
     sharding = NamedSharding(mesh, P() if place == "replicated" else P(AXIS))

@@ -1,34 +1,35 @@
-"""The training loop: restore, dispatch, log, evaluate, save, stop."""
+"""The training loop: dispatch, log, evaluate, save, stop."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from p2p_jax import checkpoint, evaluate, finetune, mesh, report, store
+from p2p_jax import begin, checkpoint, evaluate, mesh, peers, report, storage
+from p2p_jax.begin import Begun
 from p2p_jax.build import Experiment, TrainOptions
+from p2p_jax.checkpoint import NotFiniteState, SaveFailed
 from p2p_jax.console import Console
-from p2p_jax.data import Batch, Feed, IndexFeed
-from p2p_jax.evaluate import Evaluator
-from p2p_jax.networks import draw
+from p2p_jax.data import Feed, IndexFeed
+from p2p_jax.evaluate import Evaluator, Interrupted
+from p2p_jax.ledger import Ledger, reached
 from p2p_jax.objectives import RATES
-from p2p_jax.process import Stop, alone_in
-from p2p_jax.readers import STREAMED
+from p2p_jax.process import Failure, Lock, Stop, alone_in
 from p2p_jax.report import MetricsLog
 from p2p_jax.state import TrainState
-from p2p_jax.step import laid_out_for, make_train_step
-from p2p_jax.store import Store
-from p2p_jax.tally import Losses
+from p2p_jax.step import laid_out_for
+from p2p_jax.storage import AnyPath
+from p2p_jax.tally import Losses, NotFinite
 
 DONE, STOPPED = 0, 75
+RETRIES = 3  # of the stretch from one checkpoint on, where losses are not finite
+# What may be due after a step, in this order. A checkpoint comes last: it implies the rest.
+LOG, EVALUATION, GRID, SAVE = "log", "evaluation", "grid", "save"
 
 
 def plan(options: TrainOptions, step: int) -> Iterator[tuple[int, int]]:
@@ -45,56 +46,104 @@ def plan(options: TrainOptions, step: int) -> Iterator[tuple[int, int]]:
 
 
 class Trainer:
-    """One run in one process."""
+    """One run in one process, which may be one of several."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, console: Console) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: AnyPath,
+        console: Console,
+        ledger: Ledger | None = None,
+        stop: Stop | None = None,
+        lock: Lock | None = None,
+    ) -> None:
         self.experiment, self.options = experiment, experiment.train
         self.workdir, self.console = workdir, console
-        self.evaluator = Evaluator(experiment)
+        self.ledger = ledger or Ledger(time.monotonic())
+        self.stop, self.lock = stop or Stop(), lock
+        self.ballot = peers.Ballot(lambda: bool(self.stop.name))
+        self.evaluator = Evaluator(experiment, self.ballot.now)
         self.metric = f"eval/{self.options.best}"
         self.mode = dict(experiment.eval.metrics)[self.options.best].mode
-        self.manager = checkpoint.open_manager(workdir, self.options.keep, self.metric, self.mode)
-        self.best: float | None = None
-        self.store: Store | None = None
+        self.best: dict[str, Any] | None = None  # metric, value and step of the best checkpoint
+        self._best_before = self.best
+        self.manager = checkpoint.open_manager(
+            workdir, self.options.keep, lambda: self.best["step"] if self.best else None
+        )
 
     def run(self) -> int:
         """Trains to the end or until a signal; see `train`."""
-        with Stop() as stop, contextlib.ExitStack() as self.closing:
-            self.closing.callback(checkpoint.close, self.manager)
-            self.closing.callback(self.console.close)
-            return self._run(stop)
+        with contextlib.ExitStack() as closing:
+            closing.callback(checkpoint.close, self.manager)
+            closing.callback(self.console.close)
+            begun = begin.begin(self.experiment, self.manager, self.console, self.ledger)
+            self.ledger.go_on(begun.meta.get("seconds", {}), reached(report.read(self.workdir)))
+            self.ledger.begin_steps()
+            return self._repeated(begun)
 
-    def _run(self, stop: Stop) -> int:
-        step_fn, state, meta = self._start()
-        if step_fn is None:
-            self.console.note(f"all {self.options.steps} steps are done; train.steps adds more")
-            return self._finish(state)
-        step = int(state.step)
-        self.best = meta.get("best")
-        self.losses = Losses(self.experiment.gan.metric_names, meta.get("losses", {}))
+    def _repeated(self, begun: Begun) -> int:
+        """Trains; where a loss is not finite, again from the newest checkpoint, if so wished."""
+        state, meta, restored, attempt = begun.state, begun.meta, -1, 0
+        while True:
+            try:
+                with self._log_from(int(state.step), meta) as self.log:
+                    return self._train(begun, state, meta)
+            except (NotFinite, NotFiniteState) as error:
+                if self.options.on_nan != "rollback":
+                    raise
+                before, reason = restored, str(error)
+            self._settle()
+            restored = checkpoint.latest(self.manager) or 0
+            attempt = attempt + 1 if restored == before else 1
+            if attempt > RETRIES:
+                raise Failure(f"{RETRIES} more tries from step {restored} on have failed: {reason}")
+            self.console.warn(f"{reason}. Back to step {restored}, try {attempt} of {RETRIES}")
+            state, meta = begin.restored(self.experiment, self.manager, self.console, attempt)
+            state = laid_out_for(begun.step_fn, state)
+
+    def _log_from(self, step: int, meta: dict[str, Any]) -> Any:
+        """The log, less what will be written again."""
+        if not peers.first():
+            return contextlib.nullcontext()
+        again = self.experiment.eval.split if EVALUATION in meta.get("due", ()) else ""
+        tolerate = self.options.on_save_error == "continue"
+        return contextlib.closing(
+            MetricsLog(self.workdir, step or -1, tolerate, self.console.warn, again)
+        )
+
+    def _train(self, begun: Begun, state: TrainState, meta: dict[str, Any]) -> int:
+        step, steps = int(state.step), self.options.steps
+        self.best = checkpoint.best_of(self.manager, meta, self.metric, self.mode)
+        skip = self.options.on_nan == "skip"
+        self.losses = Losses(self.experiment.gan.metric_names, meta.get("losses", {}), skip)
         self.plateau = self.experiment.plateau and self.experiment.plateau(meta.get("plateau"))
-        log = MetricsLog(self.workdir, step or -1)
-        self.log = self.closing.enter_context(contextlib.closing(log))
-        if step == 0:
-            self._evaluate(state, last=False)
-            self._sample(state)
+        # Since the last line of the run so far.
+        self._replaced = -meta.get("replaced", 0) if peers.first() else 0
+        due = meta.get("due", []) if step else [EVALUATION, GRID]
+        if self.ballot.now():
+            return self._stopped(state, step, due)
+        if left := self._do(state, step, due):
+            return self._stopped(state, step, left)
+        if begun.step_fn is None:
+            self.console.note(f"all {steps} steps are done; train.steps adds more")
+            return self._finish(step)
         self._begun, self._marked, self._waited = (time.monotonic(), step), step, 0.0
-        self._replaced = -meta.get("replaced", 0)  # since the last line of the run so far
         self._mark = time.monotonic()
-        self.console.progress(step, self.options.steps, {}, math.nan, math.nan, None)
-        with self._feed(step) as self.feed:
+        self.console.progress(step, steps, {}, math.nan, math.nan, None)
+        with self._feed(begun, step) as self.feed:
             for first, count, batch in self.feed:
+                vote = self.ballot.cast()
                 placed = mesh.put_replicated(
                     self.experiment.mesh, (self._hyper(first), np.int32(count))
                 )
-                state, losses = step_fn(state, batch, *placed)
+                state, losses = begun.step_fn(state, batch, *placed)
                 step = first + count
                 self.losses.add(step, count, losses)
                 self.console.tick(step)
-                self._due(state, step)
-                if stop.name and step < self.options.steps:
-                    return self._stopped(state, step, stop.name)
-        return self._finish(state)
+                left = self._do(state, step, self._due(step))
+                if left or (self.ballot.count(vote) and step < steps):
+                    return self._stopped(state, step, left)
+        return self._finish(step)
 
     def _hyper(self, first: int) -> np.ndarray:
         """Rates and weights of a dispatch."""
@@ -103,92 +152,11 @@ class Trainer:
             hyper[:, : len(RATES)] *= self.plateau.scale
         return hyper
 
-    def _start(self) -> tuple[Any, TrainState, dict[str, Any]]:
-        """Restores the newest checkpoint or draws a state, and compiles the step meanwhile.
-
-        Returns:
-          The compiled step, or None where all steps are done; the state; what was saved with it.
-        """
-        experiment, options = self.experiment, self.options
-        abstract = experiment.abstract_state()
-        begun = time.monotonic()
-        with ThreadPoolExecutor(1) as pool:
-            to_do = (checkpoint.latest(self.manager) or 0) < options.steps
-            compiling = pool.submit(self._compile, abstract) if to_do else None
-            like = checkpoint.split(abstract)
-            restored = checkpoint.restore(self.manager, like, self.console.warn, set_aside=True)
-            if restored is None:
-                meta, state = {}, self._initial(abstract)
-            else:
-                meta, state = restored.meta, checkpoint.join(**restored.items)
-                if restored.step == 0:  # networks from elsewhere; all that is random begins here
-                    key = jax.random.key(experiment.seed, impl="threefry2x32")
-                    state = state._replace(key=jax.device_put(key, abstract.key.sharding))
-                self.console.note(f"resumed at step {restored.step} of {options.steps}")
-            if restored and restored.step >= options.steps:
-                return None, state, meta
-            step_fn = compiling.result() if compiling else self._compile(abstract)
-        state = laid_out_for(step_fn, state)
-        self.console.note(f"compiled in {time.monotonic() - begun:.0f} s")
-        return step_fn, state, meta
-
-    def _compile(self, abstract: TrainState) -> Any:
-        experiment, rows = self.experiment, self.options.steps_per_dispatch
-        hyper = experiment.hyper(0, rows)
-        count = jax.ShapeDtypeStruct((), np.int32)
-        self.store = self._fill()
-        if self.store:
-            indices = jax.ShapeDtypeStruct((rows, self.options.batch_size), np.int32)
-            batch, reader = (self.store.arrays, indices), self.store.reader
-        else:
-            batch, reader = self._abstract_batch(rows), STREAMED
-        step_fn = make_train_step(experiment.gan, experiment.mesh, rows, reader)
-        return step_fn.lower(abstract, batch, hyper, count).compile()
-
-    def _abstract_batch(self, rows: int) -> Batch:
-        frames, lead = self.experiment.train_frames, (rows, self.options.batch_size)
-        images: Any = [
-            jax.ShapeDtypeStruct((*lead, *frames.shape, form.channels), form.dtype)
-            for form in frames.forms
-        ]
-        sizes: Any = None if frames.sizes is None else jax.ShapeDtypeStruct((*lead, 2), np.int32)
-        return Batch(images[0], images[1], sizes)
-
-    def _fill(self) -> Store | None:
-        """The whole set on the devices, where that is asked for.
-
-        Raises:
-          DataError: it does not fit.
-        """
-        options, experiment = self.options, self.experiment
-        if options.cache != "device":
-            return None
-        begun = time.monotonic()
-        filled = store.fill(
-            experiment.train_frames,
-            experiment.mesh,
-            options.cache_share,
-            options.threads,
-            self.console.note,
-        )
-        self.console.note(f"decoded and stored in {time.monotonic() - begun:.1f} s")
-        return filled
-
-    def _initial(self, abstract: TrainState) -> TrainState:
-        """A fresh state, with the networks of another run where that is asked for."""
-        options, experiment = self.options, self.experiment
-        state = draw(experiment.gan, experiment.seed, abstract)
-        if not options.init_from:
-            return state
-        return finetune.begin_from(
-            Path(options.init_from), options.init_nets, state, experiment.mesh, self.console
-        )
-
-    def _feed(self, step: int) -> Feed | IndexFeed:
+    def _feed(self, begun: Begun, step: int) -> Feed | IndexFeed:
         experiment, options = self.experiment, self.options
         common: Any = dict(
             batch_size=options.batch_size,
-            local=mesh.local_slice(options.batch_size),
+            local=mesh.batch_slots(experiment.mesh, options.batch_size),
             seed=experiment.seed,
             shuffle=options.shuffle,
             plan=plan(options, step),
@@ -199,105 +167,194 @@ class Trainer:
             return mesh.put_split(experiment.mesh, batch, 1)
 
         frames = experiment.train_frames
-        if self.store:
-            arrays = self.store.arrays
-            return IndexFeed(len(frames), **common, put=lambda i: (arrays, put(i)), bad=frames.bad)
+        if begun.store:
+            arrays = begun.store.arrays
+            bad = frozenset().union(*peers.gather(frozenset(frames.bad)))  # each read its part
+            return IndexFeed(len(frames), **common, put=lambda i: (arrays, put(i)), bad=bad)
         return Feed(frames, **common, threads=options.threads, cache=options.cache, put=put)
 
-    def _due(self, state: TrainState, step: int) -> None:
-        """Does what is due after `step` updates. A checkpoint comes last: it implies the rest."""
+    def _due(self, step: int) -> list[str]:
+        """What is due after `step` updates."""
         options = self.options
-        last = step == options.steps
-        if step % options.log_every == 0 or last:
-            self._log(step)
-        means = None
-        better = False
-        if step % options.eval_every == 0 or last:
-            self.losses.settle()
-            means = self._evaluate(state, last)
-            better = self._better(means)
-            # Not at an end that a longer run would not have.
-            if self.plateau and step % options.eval_every == 0:
-                self.plateau.update(means[self.metric])
-        if step % options.sample_every == 0 or last:
-            self._sample(state)
-        if step % options.save_every == 0 or last or better:
-            self._save(state, means)
+        every = {
+            LOG: options.log_every,
+            EVALUATION: options.eval_every,
+            GRID: options.sample_every,
+            SAVE: options.save_every,
+        }
+        return [kind for kind, n in every.items() if step % n == 0 or step == options.steps]
 
-    def _better(self, means: dict[str, float]) -> bool:
+    def _do(self, state: TrainState, step: int, due: Sequence[str]) -> list[str]:
+        """Does what is due; returns what a signal left undone of it, to be done on resume."""
+        means, to_do = None, list(due)
+        while to_do:
+            try:
+                if to_do[0] == LOG:
+                    self._log(step)
+                elif to_do[0] == EVALUATION:
+                    means = self._evaluate(state, step)
+                    if self._better(step, means) and SAVE not in to_do:
+                        to_do.append(SAVE)
+                elif to_do[0] == GRID:
+                    self._sample(state, step)
+                elif checkpoint.latest(self.manager) != step:
+                    self._save(state, step, means)
+            except Interrupted:
+                return [kind for kind in to_do if kind != SAVE]
+            del to_do[0]
+        return []
+
+    def _better(self, step: int, means: dict[str, float]) -> bool:
         value = means[self.metric]
-        if not math.isfinite(value):
+        # Not at an end that a longer run would not have.
+        if self.plateau and step and step % self.options.eval_every == 0:
+            self.plateau.update(value)
+        if not step or not math.isfinite(value):
             return False
-        better = self.best is None or (
-            value < self.best if self.mode == "min" else value > self.best
-        )
+        sign = 1 if self.mode == "min" else -1
+        better = self.best is None or sign * value < sign * self.best["value"]
         if better:
-            self.best = value
+            self._best_before = self.best
+            self.best = {"metric": self.metric, "value": value, "step": step}
         return better
 
     def _log(self, step: int) -> None:
         self.losses.settle()
+        skipped = self.losses.skipped
         means = self.losses.take()
         now = time.monotonic()
         seconds, steps = now - self._mark, step - self._marked
         rate = steps * self.options.batch_size / seconds
-        wait = (self.feed.waited - self._waited) / seconds
+        waited = self.feed.waited - self._waited
+        self.ledger.move(waited, "data_wait")
         self._mark, self._marked, self._waited = now, step, self.feed.waited
         start, first = self._begun
         left = (now - start) / (step - first) * (self.options.steps - step)
-        scalars = {**means, "images_per_sec": rate, "data_wait_frac": wait}
+        scalars = {**means, "images_per_sec": rate, "data_wait_frac": waited / seconds}
         if self.options.substitutes:
-            scalars["data/substituted"] = self.feed.replaced - self._replaced
+            scalars["data/substituted"] = self._substituted()
             self._replaced = self.feed.replaced
-        self.log.write(step, step * self.options.batch_size, "train", scalars)
-        self.console.progress(step, self.options.steps, means, rate, wait, left)
+        if self.options.on_nan == "skip":
+            scalars["train/skipped"] = skipped
+        self._write(step, "train", scalars | self.ledger.scalars())
+        self.console.progress(step, self.options.steps, means, rate, waited / seconds, left)
 
-    def _evaluate(self, state: TrainState, last: bool) -> dict[str, float]:
-        step, gen = int(state.step), checkpoint.split(state)["gen"]
-        if last:
-            result = evaluate.write(self.workdir, self.experiment, self.evaluator, step, gen)
-        else:
-            result = self.evaluator(gen)
-        images = step * self.options.batch_size
-        self.log.write(step, images, self.experiment.eval.split, result.means)
+    def _substituted(self) -> int:
+        """How many examples, in all processes, were others' since the last line."""
+        return sum(peers.gather(self.feed.replaced - self._replaced))
+
+    def _write(self, step: int, split: str, scalars: dict[str, float]) -> None:
+        if self.log:
+            self.log.write(step, step * self.options.batch_size, split, scalars)
+
+    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+        gen = checkpoint.split(state)["gen"]
+        with self.ledger.on("evaluation"):
+            if step:
+                self.losses.settle()
+            if step == self.options.steps:
+                result = evaluate.write(self.workdir, self.experiment, self.evaluator, step, gen)
+            else:
+                result = self.evaluator(gen)
+        self._write(step, self.experiment.eval.split, result.means)
         evaluate.show(self.console, self.experiment, self.evaluator, step, result)
         return result.means
 
-    def _sample(self, state: TrainState) -> None:
-        picture = self.evaluator.grid(checkpoint.split(state)["gen"])
-        report.save_png(self.workdir / "samples" / f"{int(state.step)}.png", picture)
+    def _sample(self, state: TrainState, step: int) -> None:
+        with self.ledger.on("evaluation"):
+            picture = self.evaluator.grid(checkpoint.split(state)["gen"])
+            if peers.first():
+                with self._room():
+                    report.save_png(self.workdir / "samples" / f"{step}.png", picture)
 
-    def _save(self, state: TrainState, means: dict[str, float] | None) -> None:
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """For what training can do without, where the disk is full and that is tolerated."""
+        try:
+            yield
+        except Exception as error:  # libraries for buckets raise many kinds
+            tolerable = storage.is_remote(self.workdir) or storage.no_room(error)
+            if self.options.on_save_error == "stop" or not tolerable:
+                raise
+            self.console.warn(f"{error}; training goes on")
+
+    def _save(
+        self,
+        state: TrainState,
+        step: int,
+        means: dict[str, float] | None,
+        due: Sequence[str] = (),
+    ) -> None:
         self.losses.settle()
-        self.log.sync()
-        meta = {"losses": self.losses.saved(), "best": self.best}
+        if not peers.gather(peers.together(self._may_save))[0]:
+            self.console.warn(f"checkpoint {step} is left out: metrics.jsonl cannot grow")
+            return
+        meta = {"losses": self.losses.saved(), "best": self.best, "due": list(due)}
         if self.options.substitutes:
-            meta["replaced"] = self.feed.replaced - self._replaced
+            meta["replaced"] = self._substituted()
         if self.plateau:
             meta["plateau"] = self.plateau.saved()
-        checkpoint.save(self.manager, state, meta, means)
+        with self.ledger.on("saves"):
+            self._settle()
+            meta["seconds"] = self.ledger.saved()
+            checkpoint.save(self.manager, state, meta, means)
 
-    def _stopped(self, state: TrainState, step: int, name: str) -> int:
+    def _may_save(self) -> bool:
+        """Whether all lines before a checkpoint are safe; only process 0 knows."""
+        if not self.log:
+            return False
+        if self.lock:
+            self.lock.check()
+        return self.log.sync()
+
+    def _settle(self) -> None:
+        """Waits for the save under way."""
+        try:
+            checkpoint.settle(self.manager)
+        except SaveFailed as error:
+            if self.options.on_save_error == "stop":
+                raise
+            if self.best and self.best["step"] == error.step:
+                self.best = self._best_before
+            self.console.warn(f"{error}; training goes on")
+
+    def _stopped(self, state: TrainState, step: int, due: Sequence[str]) -> int:
+        """Saves, what is still due after this step included."""
+        names = peers.gather(self.stop.name)
+        told = f"stopped by {next(name for name in names if name)}"
+        if not step:
+            self.console.done([(told, "before the first step; run again to begin")])
+            return STOPPED
         if checkpoint.latest(self.manager) != step:
-            self._save(state, None)
-        self.console.done([(f"stopped by {name}", f"saved at step {step}; run again to go on")])
+            self._save(state, step, None, due)
+        with self.ledger.on("saves"):
+            checkpoint.settle(self.manager)
+        rows = [(told, f"saved at step {step}; run again to go on"), ("time", self.ledger.told())]
+        self.console.done(rows)
         return STOPPED
 
-    def _finish(self, state: TrainState) -> int:
-        steps = int(state.step)
-        folder = evaluate.eval_folder(self.workdir, self.experiment, steps)
+    def _finish(self, step: int) -> int:
+        with self.ledger.on("saves"):
+            checkpoint.settle(self.manager)
+        folder = evaluate.eval_folder(self.workdir, self.experiment, step)
         rows = [
-            ("grid", self.workdir / "samples" / f"{steps}.png"),
+            ("grid", self.workdir / "samples" / f"{step}.png"),
             ("pictures", folder / "index.html"),
             ("metrics", self.workdir / "metrics.jsonl"),
             ("checkpoints", self.workdir / "checkpoints"),
+            ("time", self.ledger.told()),
         ]
         self.console.done([(name, str(path)) for name, path in rows])
         return DONE
 
 
 def train(
-    experiment: Experiment, workdir: Path, console: Console, changes: dict[str, list[Any]]
+    experiment: Experiment,
+    workdir: AnyPath,
+    console: Console,
+    changes: dict[str, list[Any]],
+    ledger: Ledger | None = None,
+    stop: Stop | None = None,
 ) -> int:
     """Trains `experiment` in `workdir`, going on where its newest checkpoint stands.
 
@@ -306,27 +363,48 @@ def train(
       workdir: the run's folder, made if missing.
       console: what the user sees.
       changes: keys of the config that differ from the run so far, for the record.
+      ledger: what the time was spent on so far; by default it counts from now.
+      stop: knows of signals; by default one that begins now.
 
     Returns:
       0 when all steps are done, 75 when a signal stopped the run with everything saved.
 
     Raises:
       Busy: another process trains in this workdir.
+      Lost: another process has taken the workdir over.
       CheckpointError: there are checkpoints, but none is sound.
       ConfigError: `train.init_from` does not fit.
       DataError: an example cannot be read.
       NotFinite: a loss is NaN or infinite.
+      SaveFailed: a checkpoint cannot be written.
     """
-    with alone_in(workdir):
-        report.write_json(workdir / "config.json", experiment.config)
-        data = {
-            split: {"examples": len(source), "fingerprint": source.fingerprint}
-            for split, source in (
-                ("train", experiment.train_frames),
-                (f"eval ({experiment.eval.split})", experiment.eval_frames),
-            )
-        }
-        target = experiment.train_frames.forms[1]._asdict()  # what a translation is stored as
-        entry = {**report.environment(), "data": data, "target": target, "config_changes": changes}
-        report.write_run(workdir, entry)
-        return Trainer(experiment, workdir, console).run()
+    with contextlib.ExitStack() as held:
+        stop = stop or held.enter_context(Stop())
+        stop.wait()
+
+        def take() -> Lock | None:
+            if not peers.first():
+                return None
+            lock = held.enter_context(alone_in(workdir, console.note))
+            for folder in (workdir, workdir / "samples"):
+                storage.sweep(folder)
+            _record(experiment, workdir, changes)
+            return lock
+
+        lock = peers.together(take)
+        return Trainer(experiment, workdir, console, ledger, stop, lock).run()
+
+
+def _record(experiment: Experiment, workdir: AnyPath, changes: dict[str, list[Any]]) -> None:
+    """Writes what is trained, and on what."""
+    report.write_json(workdir / "config.json", experiment.config)
+    data = {
+        split: {"examples": len(source), "fingerprint": source.fingerprint}
+        for split, source in (
+            ("train", experiment.train_frames),
+            (f"eval ({experiment.eval.split})", experiment.eval_frames),
+        )
+    }
+    target = experiment.train_frames.forms[1]._asdict()  # what a translation is stored as
+    entry = {**report.environment(), "data": data, "target": target, "config_changes": changes}
+    report.write_run(workdir, entry)

@@ -17,14 +17,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from p2p_jax import zero
 from p2p_jax.images import to_levels
-from p2p_jax.objectives import discriminator_gradients, generator_cotangent
+from p2p_jax.models.bands import banded
+from p2p_jax.objectives import RATES, discriminator_gradients, generator_cotangent
 from p2p_jax.state import Gan, NetState, TrainState
 
 Array = jax.Array
 Tree = Any
 # Purposes that keys are folded with: fixed numbers, as a resumed run depends on them.
 AUGMENT, DROPOUT, EVALUATE, MIX = 1, 2, 3, 4
+
+
+# Losses by name, gradients, and running statistics of a network.
+Gradients = tuple[dict[str, Array], Tree, Tree]
 
 
 def example_keys(key: Array, purpose: int, positions: Array) -> Array:
@@ -39,20 +45,62 @@ def _pmean(tree: Tree, axis: str) -> Tree:
 
 
 def _varying(tree: Tree, axis: str) -> Tree:
-    """Marks replicated arrays as each device's own, so that their gradients stay unsummed.
+    """Marks replicated arrays as each device's own."""
+    return jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), tree)
+
+
+def _own(net: NetState, axis: str) -> NetState:
+    """A network with parameters that count as each device's own, so that gradients stay unsummed.
 
     Otherwise the gradients arrive summed over devices, and averaging them again would leave n times
     the gradient, which Adam nearly hides.
     """
-    return jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), tree)
+    params, stats = _varying((net.params, net.stats), axis)
+    return net._replace(params=params, stats=stats)
+
+
+def _reduced(gan: Gan, made: Gradients) -> Gradients:
+    """Means over devices; of gradients the device's share, where it has one of the optimiser."""
+    if not gan.shard_optimizer:
+        return _pmean(made, gan.axis)
+    parts, grads, stats = made
+    mean = functools.partial(_pmean, axis=gan.axis)
+    grads, (parts, stats) = zero.scattered(grads, mean, (parts, stats), gan.axis)
+    return parts, grads, stats
 
 
 def _apply_gradients(
-    net: NetState, tx: optax.GradientTransformation, grads: Tree, stats: Tree, lr: Array
+    net: NetState,
+    tx: optax.GradientTransformation,
+    grads: Tree,
+    stats: Tree,
+    lr: Array,
+    shared: str | None = None,
 ) -> NetState:
-    updates, opt_state = tx.update(grads, net.opt_state, net.params)
-    params = jax.tree.map(lambda p, u: p - (lr * u).astype(p.dtype), net.params, updates)
+    """Updates a network; `shared` is the mesh axis that gradients and averages are split over."""
+    old = zero.shares(net.params, shared) if shared else net.params
+    updates, opt_state = tx.update(grads, net.opt_state, old)
+    params = jax.tree.map(lambda p, u: p - (lr * u).astype(p.dtype), old, updates)
+    if shared:
+        params = zero.whole(params, net.params, shared)
     return NetState(params, stats, opt_state)
+
+
+def _sound(gan: Gan, rates: Tree, reduced: tuple[Gradients, ...]) -> Array:
+    """Whether an update may be done: on all devices or none.
+
+    That is where losses, rates, statistics, gradients and their squares, which the optimiser
+    averages, are finite.
+    """
+    values = [rates]
+    for parts, grads, stats in reduced:
+        values += [parts, stats, jax.tree.map(jnp.square, grads)]
+    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(values)]).all()
+    if not gan.shard_optimizer or jax.lax.axis_size(gan.axis) == 1:
+        return finite
+    # Each device has seen its share of the gradients alone.
+    own = finite & (jax.lax.axis_index(gan.axis) >= 0)
+    return jax.lax.psum(1 - own.astype(jnp.int32), gan.axis) == 0
 
 
 def as_levels(gan: Gan, source: Array, target: Array) -> tuple[Array, Array]:
@@ -81,11 +129,9 @@ def _examples(
     positions = jax.lax.axis_index(gan.axis) * b + jnp.arange(b, dtype=jnp.int32)
     levels = as_levels(gan, source, target)
     pair = gan.task.encode(*gan.augment(example_keys(key, AUGMENT, positions), *levels, sizes))
+    # What is augmented is small; each device does it whole, and keeps its band.
+    pair = (banded(images, gan.spatial) for images in pair)
     return Examples(*pair, *(example_keys(key, purpose, positions) for purpose in (DROPOUT, MIX)))
-
-
-# Losses by name, gradients, and running statistics of a network.
-Gradients = tuple[dict[str, Array], Tree, Tree]
 
 
 def _averaged(gan: Gan, fn: Callable[[Examples], Gradients], examples: Examples) -> Gradients:
@@ -131,9 +177,9 @@ def update(
     Returns:
       The new state, and the losses in the order of `gan.metric_names`, means over all devices.
     """
-    axis = gan.axis
+    axis, shared = gan.axis, gan.axis if gan.shard_optimizer else None
     examples = _examples(gan, state, source, target, sizes)
-    local_gen, local_disc = _varying(state.gen, axis), _varying(state.disc, axis)
+    local_gen, local_disc = _own(state.gen, axis), _own(state.disc, axis)
 
     def translated(part: Examples) -> tuple[Array, Any, Tree]:
         def forward(params: Tree) -> tuple[Array, Tree]:
@@ -163,12 +209,12 @@ def update(
         # Translated once for each network: what gradients need is too much to keep of all parts.
         return _averaged(gan, lambda part: fn(part, *translated(part)), examples)
 
-    disc_parts, grads, stats = _pmean(over(judged), axis)
-    disc = _apply_gradients(state.disc, gan.disc_tx, grads, stats, hyper["disc_lr"])
+    of_disc = disc_parts, grads, stats = _reduced(gan, over(judged))
+    disc = _apply_gradients(state.disc, gan.disc_tx, grads, stats, hyper["disc_lr"], shared)
 
-    seen = local_disc if gan.simultaneous else _varying(disc, axis)
-    parts, grads, stats = _pmean(over(functools.partial(taught, seen)), axis)
-    gen = _apply_gradients(state.gen, gan.gen_tx, grads, stats, hyper["gen_lr"])
+    seen = local_disc if gan.simultaneous else _own(disc, axis)
+    of_gen = parts, grads, stats = _reduced(gan, over(functools.partial(taught, seen)))
+    gen = _apply_gradients(state.gen, gan.gen_tx, grads, stats, hyper["gen_lr"], shared)
 
     ema = (
         jax.tree.map(
@@ -179,4 +225,11 @@ def update(
     )
     parts |= disc_parts
     losses = jnp.stack([parts[name.removeprefix("loss/")] for name in gan.metric_names])
-    return TrainState(state.step + 1, gen, disc, ema, state.key), losses
+    new = TrainState(state.step + 1, gen, disc, ema, state.key)
+    if gan.skip_nonfinite:
+        rates = [hyper[name] for name in RATES]
+        sound = _sound(gan, rates, (of_disc, of_gen))
+        old = state._replace(step=new.step)
+        new = jax.tree.map(lambda n, o: jnp.where(sound, n, o), new, old)
+        losses = jnp.where(sound, losses, jnp.nan)
+    return new, losses

@@ -12,6 +12,7 @@ from p2p_jax.config import Config, flatten
 from p2p_jax.data import SOURCES, DataOptions, Fit, read_palette
 from p2p_jax.losses import ADVERSARIAL
 from p2p_jax.metrics import SSIM_WINDOW
+from p2p_jax.models.bands import LEAST
 from p2p_jax.networks import make_discriminator, make_generator, make_task
 from p2p_jax.rules import PHOTOMETRIC, choices, ranges
 from p2p_jax.tasks import TASKS
@@ -84,6 +85,7 @@ def validate(config: Config, training: bool = True) -> list[str]:
         *_sizes(config),
         *_variations(config),
         *_batch(flat, training),
+        *(_spatial(config) if training else ()),
         *(_penalty(flat) if training else ()),
         *_data(config),
     ]
@@ -235,21 +237,80 @@ def _penalty(flat: dict[str, Any]) -> Iterator[str]:
 def _batch(flat: dict[str, Any], training: bool) -> Iterator[str]:
     """The batch must divide over the devices, and groups must not straddle them."""
     there = jax.device_count()
-    devices = flat["mesh.devices"] or there
+    devices, spatial = flat["mesh.devices"] or there, flat["mesh.spatial"]
     if devices > there:
         yield f"mesh.devices: {devices} is more than the {there} that are there"
         return
-    for key in ("eval.batch_size", *["train.batch_size"] * training):
-        size = flat[key]
-        if size % devices:
-            fits = [n for n in range(1, min(size, there) + 1) if size % n == 0]
-            yield (
-                f"{key}: {size} does not divide over {devices} devices; use a multiple of "
-                f"{devices} ({max(1, round(size / devices)) * devices}), or mesh.devices="
-                f"{' or '.join(map(str, fits))}"
-            )
-    if training and flat["train.batch_size"] % devices == 0:
-        yield from _parts(flat, devices)
+    if devices < there and jax.process_count() > 1:
+        yield f"mesh.devices: several processes use all of their {there} devices; leave it at 0"
+        return
+    if devices % spatial:
+        yield (
+            f"mesh.spatial: {spatial} does not divide the {devices} devices; one of "
+            f"{_divisors(devices)} does"
+        )
+        return
+    # Evaluation shares no image: there each device has its own.
+    yield from _divided(flat, "eval.batch_size", devices, 1)
+    if training:
+        yield from _divided(flat, "train.batch_size", devices, spatial)
+        if flat["train.batch_size"] % (devices // spatial) == 0:
+            yield from _parts(flat, devices // spatial)
+
+
+def _divided(flat: dict[str, Any], key: str, devices: int, spatial: int) -> Iterator[str]:
+    size, parts = flat[key], devices // spatial
+    if size % parts:
+        most = min(size, jax.device_count() // spatial)
+        fits = [n * spatial for n in range(1, most + 1) if size % n == 0]
+        of = "devices" if spatial == 1 else f"groups of mesh.spatial={spatial} devices"
+        yield (
+            f"{key}: {size} does not divide over {parts} {of}; use a multiple of "
+            f"{parts} ({max(1, round(size / parts)) * parts}), or mesh.devices="
+            f"{' or '.join(map(str, fits))}"
+        )
+
+
+def _spatial(config: Config) -> Iterator[str]:
+    """Images that devices share must have bands of rows, and no layer that needs whole ones."""
+    devices, height = config.mesh.spatial, config.data.crop_size[0]
+    if devices == 1:
+        return
+    # Of the image and of what first halves it; what lies deeper may be uneven, or too little.
+    if height % (2 * devices) or height < 2 * LEAST * devices:
+        count = config.mesh.devices or jax.device_count()
+        fits = [
+            n
+            for n in range(1, min(count, height // (2 * LEAST)) + 1)
+            if height % (2 * n) == 0 and count % n == 0
+        ]
+        yield (
+            f"mesh.spatial: {devices} devices cannot share a data.crop_size of height {height}, "
+            f"which must be a multiple of {2 * devices}, at least {2 * LEAST * devices}; of this "
+            f"height, {' or '.join(map(str, fits or [1]))} devices can"
+        )
+    shared = f"mesh.spatial={devices}"
+    if config.train.conv_form not in ("auto", "plain"):
+        yield (
+            f"train.conv_form: {config.train.conv_form!r} needs whole images, which {shared} "
+            "splits; use auto or plain"
+        )
+    chosen = config.model.generator
+    if chosen.name == "resnet":
+        yield (
+            f"model.generator.name: 'resnet' mirrors images at their borders, for which {shared} "
+            "would exchange them whole; use unet, unet_upsample or encoder_decoder"
+        )
+    if chosen.upsample == "bilinear":
+        yield (
+            f"model.generator.upsample: 'bilinear' repeats the borders of images, for which "
+            f"{shared} would exchange them whole; use deconv, nearest or pixel_shuffle"
+        )
+    if ADVERSARIAL[config.loss.adversarial].penalty:
+        yield (
+            f"loss.adversarial: the gradient penalty of {config.loss.adversarial!r} would gather "
+            f"what {shared} splits; use vanilla, lsgan or hinge"
+        )
 
 
 def _parts(flat: dict[str, Any], devices: int) -> Iterator[str]:

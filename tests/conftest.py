@@ -19,6 +19,10 @@ os.environ.setdefault(
     "P2P_JAX_TESTS", os.path.join(tempfile.gettempdir(), f"p2p-jax-tests-{os.getpid()}")
 )
 
+# Programs among them: each is compiled once, whichever process needs it first.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["P2P_JAX_TESTS"], "compiled")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
 import jax
 
 # A silently broadcast [b] against [b, 1] is a wrong loss; let it raise.

@@ -9,8 +9,10 @@ import fcntl
 import functools
 import hashlib
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +84,8 @@ def environment(cached: bool = True, **changes: str) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "COLUMNS": "200",
     }
-    if cached:
-        env |= {
-            "JAX_COMPILATION_CACHE_DIR": str(_scratch() / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+    if not cached:
+        del env["JAX_COMPILATION_CACHE_DIR"]  # of the tests; see conftest.py
     return env | changes
 
 
@@ -102,6 +101,45 @@ def start(*args: str, env: dict[str, str] | None = None, at: int = 0, signals: t
         text=True,
         timeout=600,
     )
+
+
+def together(
+    workdir: Path, *args: str, count: int = 2, devices: int = 2, at: int = 0, signals: tuple = ()
+) -> list[subprocess.CompletedProcess[str]]:
+    """Trains the tiny config in several processes; with `signals`, the last one gets them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    env = environment(
+        JAX_NUM_CPU_DEVICES=str(devices), XLA_FLAGS="--xla_backend_optimization_level=1"
+    )
+    numbers = ",".join(str(int(number)) for number in signals)
+    running = []
+    for i in range(count):
+        hooked = signals and i == count - 1
+        program = ["-c", _HOOKED, str(at), numbers] if hooked else ["-m", "p2p_jax.main"]
+        flags = [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={i}"]
+        running.append(
+            subprocess.Popen(
+                [sys.executable, *program, CONFIG, f"--workdir={workdir}", *args, *flags],
+                env=env,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        # Pipes of one must not fill while another is read.
+        with ThreadPoolExecutor(count) as pool:
+            texts = list(pool.map(lambda p: p.communicate(timeout=300), running))
+    finally:
+        for process in running:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(p.args, p.returncode, *text)
+        for p, text in zip(running, texts, strict=True)
+    ]
 
 
 def train_to(workdir: Path, code: int = 0, *args: str, **kwargs: Any) -> str:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import turned
+from jax.sharding import NamedSharding, PartitionSpec
 from running import (
     CONFIG,
     STEPS,
@@ -61,8 +62,8 @@ def _bits(tree):
     return jax.tree.structure(tree), [bits(x) for x in jax.tree.leaves(tree)]
 
 
-def _open(workdir, keep=2, best="eval/l1", mode="min"):
-    return checkpoint.open_manager(workdir, keep, best, mode)
+def _open(workdir, keep=2, best=lambda: None):
+    return checkpoint.open_manager(workdir, keep, best)
 
 
 def _save(workdir, steps, metrics=None, **options):
@@ -84,7 +85,7 @@ def _restore(workdir, warnings, set_aside=True):
 def test_round_trip_to_the_bit(tmp_path, ema):
     state = _state(7, ema)
     # Values that a careless comparison or conversion would change.
-    odd = np.array([np.nan, -0.0, np.inf, 1e-45, 0, 1, 2, 3], np.float32)
+    odd = np.array([-1e-45, -0.0, 3.4e38, 1e-45, 0, 1, 2, 3], np.float32)
     state.gen.params["conv"]["bias"] = jax.device_put(odd, state.step.sharding)
     manager = _open(tmp_path)
     checkpoint.save(manager, state, {"best": 0.5, "losses": {"count": 3, "sums": [0.1]}}, None)
@@ -112,28 +113,50 @@ def test_nothing_there_is_no_error(tmp_path):
 
 
 def test_the_latest_are_kept_and_the_best(tmp_path):
-    values = {1: 0.5, 2: 0.1, 3: 0.3, 4: 0.2, 5: 0.4}
-    metrics = {step: {"eval/l1": value} for step, value in values.items()}
-    _save(tmp_path, [1, 2, 3], metrics)
+    best = []
+    _save(tmp_path, [1], best=lambda: None)
+    _save(tmp_path, [2, 3], best=lambda: 2)
     assert checkpoints(tmp_path) == ["2", "3"]
-    _save(tmp_path, [4, 5, 6], metrics)  # a process that has to learn of the best from disk
+    _save(tmp_path, [4, 5, 6], best=lambda: 2)
     assert checkpoints(tmp_path) == ["2", "5", "6"]
-    _save(tmp_path, [7], {7: {"eval/l1": 0.05}}, keep=3)
-    assert checkpoints(tmp_path) == ["5", "6", "7"]
+    _save(tmp_path, [7], best=lambda: best.append(7) or 7, keep=3)
+    assert checkpoints(tmp_path) == ["5", "6", "7"] and best == [7]
 
 
-def test_the_best_may_be_the_largest(tmp_path):
-    metrics = {step: {"eval/psnr": value} for step, value in [(1, 9.0), (2, 20.0), (3, 11.0)]}
-    _save(tmp_path, [1, 2, 3, 4, 5], metrics, best="eval/psnr", mode="max")
-    assert checkpoints(tmp_path) == ["2", "4", "5"]
+def _best(workdir, meta, metric="eval/l1", mode="min"):
+    manager = _open(workdir)
+    try:
+        return checkpoint.best_of(manager, meta, metric, mode)
+    finally:
+        checkpoint.close(manager)
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
-def test_what_is_not_a_number_is_never_the_best(tmp_path, mode):
-    metrics = {1: {"eval/l1": float("nan")}, 2: {"eval/l1": 0.5}, 3: {"eval/l1": float("nan")}}
-    _save(tmp_path, [1, 2, 3], metrics, mode=mode)
-    _save(tmp_path, [4, 5], {4: {"eval/l1": float("inf") if mode == "max" else -np.inf}}, mode=mode)
-    assert checkpoints(tmp_path) == ["2", "4", "5"]
+def test_the_best_one_is_told_from_what_was_saved_with_it(tmp_path):
+    assert _best(tmp_path, {}) is None
+    _save(tmp_path, [0], keep=9)
+    assert _best(tmp_path, {"best": None}) is None
+    values = {1: 0.5, 2: 0.1, 3: 0.3, 4: float("nan"), 5: float("-inf"), 7: float("inf")}
+    metrics = {step: {"eval/l1": v, "eval/psnr": 9 * v} for step, v in values.items()}
+    _save(tmp_path, range(1, 8), metrics, keep=9)
+    # As older versions saved it: only its value.
+    least = {"metric": "eval/l1", "value": 0.1, "step": 2}
+    most = {"metric": "eval/psnr", "value": 4.5, "step": 1}
+    assert _best(tmp_path, {"best": 0.1}) == least
+    assert _best(tmp_path, {"best": 0.1}, "eval/psnr", "max") == most
+    # What the run knew stands, as long as it is of this metric and the step is there.
+    known = {"metric": "eval/l1", "value": 0.3, "step": 3}
+    assert _best(tmp_path, {"best": known}) == known
+    assert _best(tmp_path, {"best": known}, "eval/psnr", "max") == most
+    shutil.rmtree(tmp_path / "checkpoints" / "3")
+    assert _best(tmp_path, {"best": known}) == least
+
+
+def test_metrics_that_cannot_be_read_are_no_obstacle(tmp_path):
+    _save(tmp_path, [1, 2], {1: {"eval/l1": 0.5}, 2: {"eval/l1": 0.1}})
+    for path in (tmp_path / "checkpoints" / "2" / "metrics").iterdir():
+        path.write_bytes(b"")
+    assert _best(tmp_path, {"best": 0.1}) == {"metric": "eval/l1", "value": 0.5, "step": 1}
+    assert _restore(tmp_path, []).step == 2
 
 
 @pytest.mark.parametrize("step", [4, 5])
@@ -144,6 +167,36 @@ def test_a_step_that_is_not_the_next_is_refused(tmp_path, step):
         checkpoint.save(manager, _state(step), {}, None)
     checkpoint.close(manager)
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_not_saved(tmp_path, value):
+    _save(tmp_path, [1])
+    before, manager, state = files(tmp_path), _open(tmp_path), _state(2)
+    for tree, name in ((state.disc.params["conv"], "bias"), (state.gen.stats, "mean")):
+        bad = np.asarray(tree[name]).copy()
+        bad[3] = value
+        tree[name] = jax.device_put(bad, state.step.sharding)
+    wanted = r"the state of step 2 .* in gen/stats/mean, train/disc/params/conv/bias$"
+    with pytest.raises(checkpoint.NotFiniteState, match=wanted):
+        checkpoint.save(manager, state, {}, None)
+    assert checkpoint.latest(manager) == 1
+    checkpoint.save(manager, _state(2), {}, None)  # and it is of use as before
+    checkpoint.settle(manager)
+    assert checkpoint.latest(manager) == 2
+    checkpoint.close(manager)
+    now = files(tmp_path)
+    assert before.items() <= now.items() and checkpoints(tmp_path) == ["1", "2"]
+
+
+def test_a_fingerprint_says_nothing_of_devices():
+    state = checkpoint.split(_state(3))
+    one = jax.device_put(state, jax.devices()[0])
+    split = NamedSharding(make_mesh(0), PartitionSpec("data"))
+    shared = jax.tree.map(lambda x: jax.device_put(x, split) if x.shape[:1] == (8,) else x, state)
+    assert any(not x.is_fully_replicated for x in jax.tree.leaves(shared))
+    wanted = checkpoint.fingerprint(state)
+    assert checkpoint.fingerprint(one) == checkpoint.fingerprint(shared) == wanted
 
 
 # --- damage --------------------------------------------------------------------------------------
@@ -192,6 +245,54 @@ def test_a_flipped_bit_in_any_array_file_never_passes(tmp_path, item):
     assert noticed > 0
 
 
+def test_twenty_random_bits_are_noticed_or_harmless(tmp_path):
+    """Of all files that hold arrays, each as likely as it is long."""
+    _save(tmp_path / "sound", [1, 2])
+    step = tmp_path / "sound" / "checkpoints" / "2"
+    paths = [p for item in ("gen", "train") for p in _data_files(step / item)]
+    sizes = np.array([p.stat().st_size for p in paths])
+    noticed = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        number = int(rng.choice(len(paths), p=sizes / sizes.sum()))
+        place, bit = int(rng.integers(sizes[number])), int(rng.integers(8))
+        print(f"seed {seed}: bit {bit} of byte {place} of {paths[number].relative_to(step)}")
+        whole = paths[number].read_bytes()
+        data = bytearray(whole)
+        data[place] ^= 1 << bit
+        paths[number].write_bytes(data)
+        found = _restore(tmp_path / "sound", [], set_aside=False)
+        assert _bits(checkpoint.join(**found.items)) == _bits(_state(found.step)), seed
+        noticed += found.step == 1
+        paths[number].write_bytes(whole)
+    assert noticed >= 5  # most files are referred to
+
+
+def test_no_file_without_its_content_passes(tmp_path):
+    _save(tmp_path, [1, 2], {2: {"eval/l1": 0.5}})
+    step, noticed = tmp_path / "checkpoints" / "2", 0
+    for path in sorted(p for p in step.rglob("*") if p.is_file()):
+        whole, warnings = path.read_bytes(), []
+        path.write_bytes(b"")
+        found = _restore(tmp_path, warnings, set_aside=False)
+        assert _bits(checkpoint.join(**found.items)) == _bits(_state(found.step)), path
+        assert found.meta["at"] == found.step and (found.step == 1) is bool(warnings)
+        noticed += found.step == 1
+        path.write_bytes(whole)
+    assert noticed >= 6 and _restore(tmp_path, []).step == 2
+
+
+def test_a_number_that_changed_in_meta_is_noticed(tmp_path):
+    _save(tmp_path, [1, 2])
+    path = tmp_path / "checkpoints" / "2" / "meta" / "metadata"
+    text = path.read_text()
+    assert '"at": 2' in text
+    path.write_text(text.replace('"at": 2', '"at": 3'))
+    warnings = []
+    assert _restore(tmp_path, warnings).step == 1
+    assert "meta is not what was saved" in warnings[0]
+
+
 # Harm is done to every array file of an item: which of them a checkpoint still refers to (a write
 # that is overtaken by the next leaves its file behind) depends on the timing of the save.
 
@@ -232,7 +333,7 @@ def test_one_bit_in_each_array_changes_its_fingerprint():
     assert checkpoint.fingerprint([swapped]) != checkpoint.fingerprint([swapped[::-1].copy()])
 
 
-@pytest.mark.parametrize("harm", ["truncated", "deleted", "no meta", "no item"])
+@pytest.mark.parametrize("harm", ["truncated", "deleted", "no meta", "no item", "nothing"])
 def test_what_cannot_be_read_is_passed_over(tmp_path, harm):
     _save(tmp_path, [1, 2])
     folder = tmp_path / "checkpoints" / "2"
@@ -244,6 +345,9 @@ def test_what_cannot_be_read_is_passed_over(tmp_path, harm):
             path.unlink()
     elif harm == "no meta":
         shutil.rmtree(folder / "meta")
+    elif harm == "nothing":
+        shutil.rmtree(folder)
+        folder.mkdir()
     else:
         shutil.rmtree(folder / "train")
     _assert_passed_over(tmp_path, 2, 1)
@@ -269,6 +373,27 @@ def test_none_sound_is_an_error_that_changes_nothing(tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* is sound.*Nothing was changed"):
         _restore(tmp_path, [])
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("names", [["2.damaged"], ["1.damaged", "2.damaged-1"]])
+def test_where_all_were_set_aside_it_is_not_begun_afresh(tmp_path, names):
+    _save(tmp_path, [1, 2])
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    for name in names:
+        shutil.copytree(tmp_path / "checkpoints" / "2", tmp_path / "checkpoints" / name)
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    before = files(tmp_path)
+    for set_aside in (True, False):
+        with pytest.raises(CheckpointError, match=f"holds {', '.join(names)} and no checkpoint"):
+            _restore(tmp_path, [], set_aside)
+    reader = checkpoint.open_reader(tmp_path)
+    with pytest.raises(CheckpointError, match="another --workdir, or move that folder away"):
+        checkpoint.restore(reader, _like(_state(1)), pytest.fail)
+    assert files(tmp_path) == before
+    # As it is told.
+    folder = tmp_path / "checkpoints"
+    (folder / names[-1]).rename(folder / "2")
+    assert _restore(tmp_path, []).step == 2
 
 
 def test_a_reader_changes_nothing(tmp_path):
@@ -325,6 +450,7 @@ def test_a_save_is_not_harmed_by_the_donation_that_follows(tmp_path):
 
 @pytest.mark.slow
 def test_nor_by_the_real_step(tmp_path):
+    from p2p_jax.begin import begin
     from p2p_jax.build import build
     from p2p_jax.console import Console
     from p2p_jax.flags import parse
@@ -333,7 +459,7 @@ def test_nor_by_the_real_step(tmp_path):
     command = parse([CONFIG, f"--workdir={tmp_path}"])
     experiment = build(command.config, lambda text: None)
     trainer = Trainer(experiment, tmp_path, Console())
-    step_fn, state, _ = trainer._start()
+    step_fn, state, *_ = begin(experiment, trainer.manager, trainer.console, trainer.ledger)
     rng = np.random.default_rng(0)
     shape = (4, 4, 32, 32, 3)
     batch = tuple(rng.integers(0, 256, shape).astype(np.uint8) for _ in range(2))

@@ -17,6 +17,7 @@ from running import (
 )
 
 from p2p_jax import checkpoint
+from p2p_jax.begin import begin
 from p2p_jax.build import build
 from p2p_jax.config import ConfigError, flatten
 from p2p_jax.console import Console
@@ -30,8 +31,8 @@ from p2p_jax.train import Trainer
 @pytest.fixture
 def nothing_compiles(monkeypatch):
     """What does not fit is told in place of a run."""
-    monkeypatch.setattr("p2p_jax.train.make_train_step", lambda *_: _Uncompiled())
-    monkeypatch.setattr("p2p_jax.train.laid_out_for", lambda step_fn, state: state)
+    monkeypatch.setattr("p2p_jax.begin.make_train_step", lambda *_: _Uncompiled())
+    monkeypatch.setattr("p2p_jax.begin.laid_out_for", lambda step_fn, state: state)
 
 
 class _Uncompiled:
@@ -49,7 +50,9 @@ def _first(tmp_path, *flags):
     command = parse([CONFIG, f"--workdir={tmp_path / 'run'}", *flags])
     trainer = Trainer(build(command.config, lambda text: None), tmp_path / "run", Console())
     try:
-        _, state, meta = trainer._start()
+        _, state, meta, _ = begin(
+            trainer.experiment, trainer.manager, trainer.console, trainer.ledger
+        )
     finally:
         checkpoint.close(trainer.manager)
     assert meta == {} and int(state.step) == 0

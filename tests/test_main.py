@@ -29,7 +29,7 @@ def prepared(monkeypatch, tmp_path):
 @pytest.fixture
 def nothing_compiles(monkeypatch):
     """Bad input must be told before it costs time."""
-    for place in ("train.make_train_step", "evaluate.make_sample"):
+    for place in ("begin.make_train_step", "evaluate.make_sample"):
         monkeypatch.setattr(f"p2p_jax.{place}", lambda *_: pytest.fail("something compiles"))
 
 
@@ -181,7 +181,7 @@ def started(monkeypatch):
     """What would be trained, instead of training."""
     found = {}
 
-    def train(experiment, workdir, console, changes):
+    def train(experiment, workdir, console, changes, ledger, stop):
         found.update(experiment=experiment, workdir=workdir, changes=changes)
         return 0
 
@@ -202,7 +202,7 @@ def test_another_config_is_refused_field_by_field(capsys, trained):
 
 
 def test_another_config_on_request(trained, started, monkeypatch):
-    monkeypatch.setattr("p2p_jax.train.make_train_step", None)
+    monkeypatch.setattr("p2p_jax.begin.make_train_step", None)
     argv = [CONFIG, f"--workdir={trained}", "--config.seed=3", "--config.train.steps=99"]
     assert main([*argv, "--allow_config_change"]) == 0
     assert started["changes"] == {"seed": [0, 3]}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import html.parser
 import io
 import json
 import os
 import pty
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -20,7 +22,7 @@ from PIL import Image
 
 from p2p_jax import console as consoles
 from p2p_jax import page as pages
-from p2p_jax import report
+from p2p_jax import process, report
 
 ROWS = [("config", "[bold]odd[/bold] :smile:"), ("workdir", "a\udcff\x1b[31m")]
 
@@ -113,6 +115,107 @@ def test_another_unreadable_line_is_named_and_the_file_left_alone(tmp_path, bad,
 
 def test_no_file_reads_as_no_lines(tmp_path):
     assert report.read(tmp_path) == []
+
+
+# Metrics on a full disk.
+
+
+@contextlib.contextmanager
+def _largest(size):
+    """Files of this process cannot grow beyond `size` bytes: writes are cut short, then fail."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _write(log, *steps):
+    for step in steps:
+        log.write(step, step, "train", {"a": 0.5})
+
+
+def _steps(workdir):
+    return [row["step"] for row in report.read(workdir)]
+
+
+@pytest.mark.parametrize("more", [0, 1, 30, 50])  # of the third line
+def test_a_full_disk_ends_the_run_with_a_whole_line(tmp_path, more):
+    log = report.MetricsLog(tmp_path, -1)
+    _write(log, 1, 2)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    with _largest(size + more):
+        says = r"metrics\.jsonl cannot grow: File too large; make room and run again: .*checkpoint"
+        with pytest.raises(process.Failure, match=says):
+            _write(log, 3)
+        assert (tmp_path / "metrics.jsonl").stat().st_size == size
+        with pytest.raises(process.Failure, match=says):
+            log.close()
+    assert _steps(tmp_path) == [1, 2]
+
+
+def test_a_full_disk_that_is_tolerated_loses_no_line(tmp_path):
+    told = []
+    log = report.MetricsLog(tmp_path, -1, tolerate=True, warn=told.append)
+    _write(log, 1)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    with _largest(size + 60):  # room for one line and a part
+        _write(log, 2, 3, 4)
+        assert not log.sync()
+        assert _steps(tmp_path) == [1, 2]
+        assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"\n")
+    assert told == [
+        f"{tmp_path}/metrics.jsonl cannot grow: File too large; its lines wait in memory"
+    ]
+    _write(log, 5)
+    assert _steps(tmp_path) == [1, 2, 3, 4, 5] and log.sync()
+    with _largest(size):
+        _write(log, 6)
+        assert len(told) == 2  # another time
+    log.close()
+    assert _steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_lines_that_are_left_at_the_end_are_told(tmp_path):
+    log = report.MetricsLog(tmp_path, -1, tolerate=True)
+    with _largest(10):
+        _write(log, 1)
+        with pytest.raises(process.Failure, match=r"last lines of .*metrics\.jsonl could not be"):
+            log.close()
+    assert _steps(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_what_a_sync_finds_no_room_for_is_written_again(tmp_path, monkeypatch, number):
+    told = []
+    log = report.MetricsLog(tmp_path, -1, tolerate=True, warn=told.append)
+    _write(log, 1)
+    assert log.sync()
+    _write(log, 2, 3)
+    with monkeypatch.context() as patch:  # as NFS and quotas say it: late
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(number, "full")))
+        assert not log.sync()
+        assert _steps(tmp_path) == [1]
+    _write(log, 4)
+    assert _steps(tmp_path) == [1, 2, 3, 4] and len(told) == 1
+    log.close()
+
+
+def test_other_errors_are_raised_as_they_are(tmp_path, monkeypatch):
+    log = report.MetricsLog(tmp_path, -1, tolerate=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+        with pytest.raises(OSError, match="broken"):
+            log.sync()
+    log.close()
+
+
+def test_no_room_to_begin_with(tmp_path):
+    _log(tmp_path, [1, 2])
+    with _largest(10), pytest.raises(process.Failure, match="cannot grow: File too large; make"):
+        report.MetricsLog(tmp_path, 2)
+    assert _steps(tmp_path) == [1, 2] and os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
 # Pictures and JSON.

@@ -38,7 +38,10 @@ TIMES = ("images_per_sec", "data_wait_frac")
 
 def _lines(workdir):
     """The log without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in report.read(workdir)]
+    return [
+        {k: v for k, v in row.items() if k not in TIMES and not k.startswith("seconds/")}
+        for row in report.read(workdir)
+    ]
 
 
 def _assert_same_run(one, other, step=STEPS):
@@ -105,10 +108,8 @@ def test_a_set_that_does_not_fit_is_refused_with_numbers(tmp_path, capsys):
 def test_all_ways_to_keep_examples_are_one(tmp_path):
     mesh = "--config.mesh.devices=4"
     ways = {
-        "host": ["--config.data.cache=host", "--config.data.threads=3"],
         "replicated": ["--config.data.cache=device", _room(10, 4)],
         "sharded": ["--config.data.cache=device", _room(3, 4)],
-        "none": ["--config.data.threads=3"],
     }
     plain, _ = finished(mesh, "--config.data.threads=1")
     for name, flags in ways.items():
@@ -178,39 +179,13 @@ def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys, monkeypatc
     workdir = tmp_path / "run"
     shutil.copytree(finished()[0], workdir)
     before = files(workdir)
-    monkeypatch.setattr("p2p_jax.train.make_train_step", None)  # nothing to compile
+    monkeypatch.setattr("p2p_jax.begin.make_train_step", None)  # nothing to compile
     assert main([CONFIG, f"--workdir={workdir}"]) == 0
     assert f"all {STEPS} steps are done" in capsys.readouterr().out
     after = files(workdir)
     # That it was started is noted in run.json.
     assert before.pop("run.json") != after.pop("run.json")
     assert before == after
-
-
-@pytest.mark.slow
-def test_six_steps_are_three_a_new_process_and_three(tmp_path):
-    flag = "--config.train.steps_per_dispatch=4"
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_to(whole, 0, flag, "--config.train.steps=6")
-    train_to(parts, 0, flag, "--config.train.steps=3")
-    three = arrays(parts, 3)
-    assert "resumed at step 3 of 6" in train_to(parts, 0, flag, "--config.train.steps=6")
-    six = arrays(parts, 6)
-    assert_same_arrays(arrays(whole, 6), six)
-    assert any((three[name] != six[name]).any() for name in six if name.startswith("gen/params"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number, dispatch", [(signal.SIGINT, 1), (signal.SIGKILL, 3)])
-def test_stopped_or_killed_it_goes_on_to_the_same_end(tmp_path, dispatch, number):
-    flag = f"--config.train.steps_per_dispatch={dispatch}"
-    (whole, _), parts = finished(flag), tmp_path / "parts"
-    code = -signal.SIGKILL if number == signal.SIGKILL else 75
-    train_to(parts, code, flag, at=9, signals=(number,))
-    resumed = re.search(r"resumed at step (\d+)", train_to(parts, 0, flag))
-    # Saves were begun at 5 and 7; the last may have been under way.
-    assert resumed and int(resumed[1]) in ((5, 7) if code < 0 else (9,))
-    _assert_same_run(whole, parts)
 
 
 @pytest.mark.slow
@@ -227,19 +202,14 @@ def test_a_plateau_goes_on_where_it_stood(tmp_path):
         "--config.optim.schedule=plateau", "--config.optim.patience=1",
         "--config.train.eval_every=1", "--config.optim.gen.lr=1e-5",  # too slow for progress
     )  # fmt: skip
-    whole, parts, constant = (tmp_path / name for name in ("whole", "parts", "constant"))
-    train_to(whole, 0, *flags)
+    (whole, _), parts = finished(*flags), tmp_path / "parts"
     train_to(parts, 75, *flags, at=9, signals=(signal.SIGTERM,))
     stood = _plateau(parts, 9)
     assert "resumed at step 9" in train_to(parts, 0, *flags)
     _assert_same_run(whole, parts)
     assert _plateau(parts, STEPS) == _plateau(whole, STEPS)
-    # It had something to lose: rates had fallen, and that shows in the weights.
+    # It had something to lose: rates had fallen.
     assert 0 < stood["scale"] < 1 and stood["best"] > 0
-    train_to(constant, 0, *flags, "--config.optim.decay_factor=1")
-    kept, fallen = (arrays(workdir, STEPS) for workdir in (constant, whole))
-    for net in ("gen/params", "train/disc/params"):
-        assert any((kept[k] != fallen[k]).any() for k in fallen if k.startswith(net))
 
 
 @pytest.mark.slow
@@ -261,18 +231,6 @@ def _plateau(workdir, step):
     """What a checkpoint holds of the plateau."""
     found = json.loads((workdir / "checkpoints" / str(step) / "meta" / "metadata").read_text())
     return found["plateau"]
-
-
-@pytest.mark.slow
-def test_killed_at_every_other_step_it_gets_there(tmp_path):
-    # Saves every step, so each process gets further than the one before it.
-    flags = ("--config.train.save_every=1", "--config.train.steps_per_dispatch=2")
-    for at in (2, 5, 9):
-        train_to(tmp_path, -signal.SIGKILL, *flags, at=at, signals=(signal.SIGKILL,))
-    train_to(tmp_path, 0, *flags)
-    whole, _ = finished(*flags)
-    assert_same_arrays(arrays(whole, STEPS), arrays(tmp_path, STEPS))
-    assert _lines(whole) == _lines(tmp_path)
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ class Noise:
 def filled(frames, mesh, way, **changes):
     """The set, laid out as told by leaving it just enough room."""
     row = sum(np.asarray(x).nbytes for x in frames[0] if x is not None)
-    rows = len(frames) if way == "replicated" else -(-len(frames) // mesh.size)
+    rows = len(frames) if way == "replicated" else -(-len(frames) // mesh.shape[AXIS])
     options = dict(share=(rows * row + 1) / device_memory(mesh), threads=2, log=lambda text: None)
     return fill(frames, mesh, **(options | changes))
 
@@ -103,13 +103,16 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("devices", "way"), [(1, "replicated"), (4, "replicated"), (4, "sharded"), (2, "sharded")]
+    ("devices", "way"),
+    [(1, "replicated"), (4, "replicated"), (4, "sharded"), (2, "sharded"), ((4, 2), "sharded")],
 )
 def test_every_example_reaches_every_place_as_it_was(monkeypatch, kind, devices, way):
+    """On devices alone, or two and two of which share images."""
     monkeypatch.setattr(store, "_CHUNK", 1000)  # several pieces, the last one smaller
     sizes, forms, fit = KINDS[kind]
-    frames, mesh = Frames(Noise(sizes, forms), fit), make_mesh(devices)
-    kept = filled(frames, mesh, way)
+    number = devices if isinstance(devices, tuple) else (devices,)
+    frames, mesh = Frames(Noise(sizes, forms), fit), make_mesh(*number)
+    kept, devices = filled(frames, mesh, way), mesh.shape[AXIS]
     shares = {x.addressable_shards[0].data.shape[0] for x in kept.arrays if x is not None}
     assert shares == {len(frames) if way == "replicated" else -(-len(frames) // devices)}
     indices = np.random.default_rng(0).integers(0, len(frames), (2, 8)).astype(np.int32)

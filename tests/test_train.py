@@ -28,6 +28,7 @@ from p2p_jax import report
 from p2p_jax.build import TrainOptions
 from p2p_jax.data import DataError, Feed, Fit, Form, Frames, IndexFeed, Pair, order
 from p2p_jax.data.substitute import Substituting
+from p2p_jax.ledger import KINDS
 from p2p_jax.tally import Losses, NotFinite
 from p2p_jax.train import plan
 from p2p_jax.validate import resolved
@@ -35,7 +36,8 @@ from p2p_jax.validate import resolved
 OPTIONS = TrainOptions(
     batch_size=4, steps=STEPS, steps_per_dispatch=4, shuffle=True, cache="none",
     cache_share=0.5, substitutes=False, threads=1, log_every=4, eval_every=7, sample_every=9,
-    save_every=5, keep=2, best="l1", init_from="", init_nets="both",
+    save_every=5, keep=2, best="l1", on_nan="stop", on_save_error="stop", init_from="",
+    init_nets="both",
 )  # fmt: skip
 LOSSES = ("loss/disc", "loss/gen_gan", "loss/gen_l1")
 
@@ -181,6 +183,34 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step(bad):
     assert fine.take() == {"a": 1.0}
 
 
+def test_updates_that_were_skipped_are_counted_and_not_averaged():
+    bad = float("nan")
+    losses = Losses(("a",), {}, skip=True)
+    losses.add(3, 3, jnp.array([[1.0], [bad], [3.0]]))
+    losses.settle()
+    again = Losses(("a",), losses.saved(), skip=True)
+    again.add(4, 1, jnp.array([[bad]]))
+    again.settle()
+    assert again.skipped == 2 and again.take() == {"a": 2.0} and again.skipped == 0
+    again.add(5, 1, jnp.array([[bad]]))
+    again.settle()
+    assert np.isnan(again.take()["a"])
+
+
+def test_nothing_but_skipped_updates_stops():
+    bad = float("nan")
+    losses = Losses(("a",), {}, skip=True)
+    losses.add(9, 9, jnp.array([[bad]] * 9))
+    losses.settle()
+    saved = losses.saved()
+    losses.add(11, 2, jnp.array([[1.0], [bad]]))
+    losses.settle()
+    losses = Losses(("a",), saved, skip=True)  # what is in a row is so over a stop
+    losses.add(10, 1, jnp.array([[bad]]))
+    with pytest.raises(NotFinite, match="10 updates in a row up to step 10 were skipped"):
+        losses.settle()
+
+
 # --- a run ---------------------------------------------------------------------------------------
 
 
@@ -190,6 +220,7 @@ def test_the_lines_of_the_log():
         (0, "val"), (4, "train"), (7, "val"), (8, "train"), (12, "train"), (12, "val"),
     ]  # fmt: skip
     head, tail = ["step", "images", "split"], ["images_per_sec", "data_wait_frac"]
+    tail += [f"seconds/{kind}" for kind in KINDS]
     for row in rows:
         names = list(row)
         assert row["images"] == 4 * row["step"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from p2p_jax import mesh as meshes
 from p2p_jax.augment import Augment
@@ -18,7 +18,7 @@ from p2p_jax.models.layers import REMAT, Style
 from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
 from p2p_jax.objectives import HYPER
 from p2p_jax.optim import adam
-from p2p_jax.state import Gan, TrainState, init
+from p2p_jax.state import Gan, TrainState, init, specs
 from p2p_jax.tasks import TASKS, TaskOptions
 
 # The defaults of `config.base`; a name that is missing is 0.
@@ -105,10 +105,13 @@ def hyper(rows: int) -> np.ndarray:
 
 
 def abstract(gan: Gan, mesh: Mesh) -> TrainState:
-    """Shapes and types of a state, the same on all devices; nothing is computed."""
-    sharding = meshes.replicated(mesh)
+    """Shapes and types of a state, laid out over the mesh; nothing is computed."""
     shapes: Any = jax.eval_shape(lambda: init(gan, 0))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+        shapes,
+        specs(gan, mesh.shape[gan.axis]),
+    )
 
 
 def draw(gan: Gan, mesh: Mesh) -> TrainState:

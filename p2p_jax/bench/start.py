@@ -16,7 +16,6 @@ from p2p_jax.bench.rows import Options, Row, row
 from p2p_jax.build import build
 from p2p_jax.config import Config, merge
 from p2p_jax.data import SOURCES
-from p2p_jax.metrics import METRICS
 from p2p_jax.process import Failure
 from p2p_jax.validate import data_options
 
@@ -127,10 +126,7 @@ def _logged(log: Path, step: int) -> bool:
 def _restored(config: Config, workdir: Path) -> float:
     """Seconds of reading the newest checkpoint of a run onto the devices."""
     experiment = build(config, lambda line: None)
-    best = config.train.best
-    manager = checkpoint.open_manager(
-        workdir, config.train.keep, f"eval/{best}", METRICS[best].mode
-    )
+    manager = checkpoint.open_manager(workdir, config.train.keep, lambda: None)
     try:
         like = checkpoint.split(experiment.abstract_state())
         begin = time.monotonic()

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from p2p_jax.data.pairs import DataError
-
-# A path of pathlib, or of etils.epath, which has the same methods.
-AnyPath = Any
+from p2p_jax.storage import AnyPath as AnyPath
+from p2p_jax.storage import at as at
+from p2p_jax.storage import is_remote as is_remote
 
 MAX_FILE = 1 << 30  # bytes: what is larger is not one image
 # What stays so until somebody changes the file, or the way to it.
@@ -19,30 +19,6 @@ _LASTING = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP,
     errno.ENAMETOOLONG, errno.ENXIO,
 )  # fmt: skip
-
-
-def at(path: str) -> AnyPath:
-    """A path of the user's; `gs://` and the like need the extra `gcp`.
-
-    Raises:
-      OSError: the home folder that `~` names is not known, or the scheme is not.
-    """
-    if "://" not in path:
-        try:
-            return Path(path).expanduser()
-        except RuntimeError as error:
-            raise OSError(str(error)) from error
-    from etils import epath
-
-    try:
-        return epath.Path(path)
-    except KeyError as error:  # of a scheme that it does not know
-        raise OSError(f"{path.split('://')[0]}:// is not known; gs:// and s3:// are") from error
-
-
-def is_remote(path: AnyPath) -> bool:
-    """Whether the path lies in a bucket."""
-    return "://" in str(path)
 
 
 def entries(folder: AnyPath) -> list[tuple[str, bool]]:

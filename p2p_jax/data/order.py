@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class IndexFeed:
         size: int,
         *,
         batch_size: int,
-        local: slice,
+        local: slice | Sequence[int] | np.ndarray,
         seed: int,
         shuffle: bool,
         plan: Iterable[tuple[int, int]],
@@ -80,7 +80,7 @@ class IndexFeed:
         Args:
           size: number of examples.
           batch_size: images of a step, over all processes.
-          local: which of these, [0, batch_size), are this process's.
+          local: which of these, in [0, batch_size) and rising, are this process's.
           seed: of the order.
           shuffle: whether to permute each epoch.
           plan: (first_step, count) for each dispatch, count <= steps_per_dispatch.
@@ -88,7 +88,7 @@ class IndexFeed:
           put: takes indices to the device.
           bad: indices in whose place others stand.
         """
-        self._size, self._batch_size, self._slots = size, batch_size, range(batch_size)[local]
+        self._size, self._batch_size, self._slots = size, batch_size, np.arange(batch_size)[local]
         self._seed, self._shuffle, self._plan = seed, shuffle, iter(plan)
         self._length, self._put, self._bad = steps_per_dispatch, put, bad
         self.waited, self.replaced = 0.0, 0
@@ -114,7 +114,7 @@ class IndexFeed:
         batch = self._batch_size
         everyone = order(self._seed, self._size, first * batch, count * batch, self._shuffle)
         indices = np.zeros((self._length, len(self._slots)), np.int32)
-        indices[:count] = everyone.reshape(count, batch)[:, list(self._slots)]
+        indices[:count] = everyone.reshape(count, batch)[:, self._slots]
         self.replaced += count_in(self._bad, indices[:count].reshape(-1))
         return first, count, self._put(indices)
 

@@ -69,7 +69,7 @@ class Feed:
         frames: Frames | HostCache,
         *,
         batch_size: int,
-        local: slice,
+        local: slice | Sequence[int] | np.ndarray,
         seed: int,
         shuffle: bool,
         threads: int,
@@ -84,7 +84,7 @@ class Feed:
         Args:
           frames: the examples.
           batch_size: images of a step, over all processes.
-          local: which of these, [0, batch_size), are this process's.
+          local: which of these, in [0, batch_size) and rising, are this process's.
           seed: of the order.
           shuffle: whether to permute each epoch.
           threads: that decode.
@@ -98,10 +98,10 @@ class Feed:
         Raises:
           ValueError: for an argument out of range.
         """
-        slots = range(batch_size)[local]
+        slots = np.arange(batch_size)[local]
         if cache not in ("none", "host"):
             raise ValueError(f"cache: '{cache}' is not allowed; a feed takes 'none' or 'host'")
-        if not slots or len(frames) < 1:
+        if not len(slots) or len(frames) < 1:
             raise ValueError(f"nothing to feed: {len(frames)} pairs, slots {local} of {batch_size}")
         if min(threads, prefetch, steps_per_dispatch) < 1:
             raise ValueError("threads, prefetch and steps_per_dispatch must be at least 1")
@@ -207,7 +207,7 @@ class Feed:
             count * self._batch_size,
             self._shuffle,
         )
-        indices = everyone.reshape(count, self._batch_size)[:, list(self._slots)].reshape(-1)
+        indices = everyone.reshape(count, self._batch_size)[:, self._slots].reshape(-1)
         room: list[Any] = [part and part.take() for part in self._room_for]
         flat = Batch(*room)
         for part in flat:
@@ -268,43 +268,65 @@ def _fill(frames: Frames | HostCache, indices: np.ndarray, places: np.ndarray, i
                 array[place] = value
 
 
+class EvalBatch(NamedTuple):
+    """A process's part of a batch for evaluation.
+
+    Attributes:
+      everyone: indices of the real examples of the whole batch.
+      indices: of those that are in `batch`, of which they are the first.
+      batch: `[slots, h, w, c]`, filled up with the last example of the canvas.
+    """
+
+    everyone: list[int]
+    indices: list[int]
+    batch: Batch
+
+
 def eval_batches(
-    frames: EvalFrames, batch_size: int, threads: int, indices: Sequence[int] | None = None
-) -> Iterator[tuple[list[int], Batch]]:
-    """Pairs as batches [batch_size, h, w, c] of one canvas each, one batch decoded ahead.
+    frames: EvalFrames,
+    batch_size: int,
+    threads: int,
+    indices: Sequence[int] | None = None,
+    local: slice | Sequence[int] | np.ndarray = slice(None),
+) -> Iterator[EvalBatch]:
+    """Pairs as batches of one canvas each, one batch decoded ahead.
+
+    Pairs of one canvas come together and in order, and canvases in the order of their first pairs.
 
     Args:
       frames: the pairs.
-      batch_size: of every batch.
+      batch_size: of every batch, over all processes.
       threads: that decode.
       indices: of the pairs wanted, by default all.
-
-    Yields:
-      The indices of the real examples, and the batch; the last one of a canvas is filled up with
-      its last example. Pairs of one canvas come together and in order, and canvases in the order of
-      their first pairs.
+      local: which of [0, batch_size), rising, are this process's; by default all.
     """
+    slots = np.arange(batch_size)[local]
     groups: dict[tuple[int, int], list[int]] = {}
     for i in range(len(frames)) if indices is None else indices:
         groups.setdefault(frames.canvas(i), []).append(i)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="eval")
-    begun: deque[tuple[list[int], list[Future[Pair]]]] = deque()
+    begun: deque[tuple[list[int], list[int], list[Future[Pair]]]] = deque()
     try:
         for group in groups.values():
             for start in range(0, len(group), batch_size):
-                part = group[start : start + batch_size]
-                begun.append((part, [pool.submit(frames.__getitem__, i) for i in part]))
+                everyone = group[start : start + batch_size]
+                mine = [everyone[slot] for slot in slots if slot < len(everyone)]
+                # A batch without any of ours is of examples that do not matter.
+                wanted = mine or everyone[-1:]
+                futures = [pool.submit(frames.__getitem__, i) for i in wanted]
+                begun.append((everyone, mine, futures))
                 if len(begun) > 1:
-                    yield _collect(*begun.popleft(), batch_size)
+                    yield _collect(*begun.popleft(), len(slots))
         while begun:
-            yield _collect(*begun.popleft(), batch_size)
+            yield _collect(*begun.popleft(), len(slots))
     finally:  # also when the consumer walks away
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _collect(
-    indices: list[int], futures: list[Future[Pair]], batch_size: int
-) -> tuple[list[int], Batch]:
+    everyone: list[int], mine: list[int], futures: list[Future[Pair]], rows: int
+) -> EvalBatch:
     pairs = [future.result() for future in futures]
-    pairs += [pairs[-1]] * (batch_size - len(pairs))
-    return indices, Batch(*(np.stack(images) for images in zip(*pairs, strict=True)))
+    pairs += [pairs[-1]] * (rows - len(pairs))
+    batch = Batch(*(np.stack(images) for images in zip(*pairs, strict=True)))
+    return EvalBatch(everyone, mine, batch)

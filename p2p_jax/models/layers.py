@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from p2p_jax.models import conv as convs
+from p2p_jax.models.bands import convolved
 from p2p_jax.models.conv import Array, Policy
 from p2p_jax.models.norms import Normal, norm_layer
 
@@ -39,6 +40,7 @@ class Style:
       init_gain: their scale.
       spectral: kernels are divided by their largest singular value.
       output: what a generator ends in, a key of `OUTPUTS`.
+      spatial: the mesh axis over which devices share images, or None; see `bands`.
     """
 
     policy: Policy
@@ -54,6 +56,7 @@ class Style:
     init_gain: float = 0.02
     spectral: bool = False
     output: str = "tanh"
+    spatial: str | None = None
 
     def but(self, **changes) -> Style:
         """The same with other values."""
@@ -169,7 +172,12 @@ class Conv(nn.Module):
         )
         if self.style.spectral:
             kernel = kernel / self._largest_singular_value(kernel)
-        y = kind.fn(x.astype(dtype), kernel.astype(dtype), policy)
+        y = convolved(
+            lambda x, w: kind.fn(x, w, policy),
+            x.astype(dtype),
+            kernel.astype(dtype),
+            self.style.spatial,
+        )
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), policy.param_dtype)
             y = y + bias.astype(dtype).reshape(1, 1, 1, -1)

@@ -15,7 +15,6 @@ from flax import traverse_util
 from p2p_jax import checkpoint, mesh, report
 from p2p_jax.config import Config, ConfigError, flatten, merge
 from p2p_jax.console import Console
-from p2p_jax.metrics import METRICS
 from p2p_jax.networks import abstract_state, draw, make_task
 from p2p_jax.state import Gan, NetState, TrainState
 from p2p_jax.weights.detect import (
@@ -201,9 +200,8 @@ def save(workdir: Path, config: Config, state: TrainState, meta: dict[str, Any])
         stage = Path(d) / "workdir"
         stage.mkdir()
         report.write_json(stage / "config.json", config.to_dict())
-        keep, best = config.train.keep, config.train.best
         report.write_run(stage, report.environment() | meta)
-        manager = checkpoint.open_manager(stage, keep, f"eval/{best}", METRICS[best].mode)
+        manager = checkpoint.open_manager(stage, config.train.keep, lambda: None)
         try:
             checkpoint.save(manager, state, {}, None)
         finally:

@@ -364,13 +364,27 @@ def test_indices_are_those_of_the_examples():
 @pytest.mark.parametrize("threads", [1, 4])
 def test_eval_batches_cover_the_split_in_order(size, batch_size, threads):
     real = []
-    for indices, batch in eval_batches(EvalFrames(Toy(size), EXACT), batch_size, threads):
-        assert batch.source.shape == (batch_size, 4, 6, 3)
+    for everyone, indices, batch in eval_batches(EvalFrames(Toy(size), EXACT), batch_size, threads):
+        assert batch.source.shape == (batch_size, 4, 6, 3) and everyone == indices
         filled = indices + [indices[-1]] * (batch_size - len(indices))
         assert batch.source[:, 0, 0, 0].tolist() == filled
         assert (batch.target == 255 - batch.source).all()
         real += indices
     assert real == list(range(size))
+
+
+@pytest.mark.parametrize("slots", [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0], [1], [2], [3]]])
+def test_eval_batches_of_several_processes_are_parts_of_one(slots):
+    """Of 5 examples in batches of 4 the second has none for most of them."""
+    whole = list(eval_batches(EvalFrames(Toy(5), EXACT), 4, 2))
+    for local in slots:
+        source = Toy(5)
+        parts = list(eval_batches(EvalFrames(source, EXACT), 4, 2, local=local))
+        for (everyone, indices, batch), (all_of_it, _, reference) in zip(parts, whole, strict=True):
+            assert everyone == all_of_it
+            assert indices == [all_of_it[slot] for slot in local if slot < len(all_of_it)]
+            assert (batch.source == reference.source[local]).all()
+        assert source.reads == len(local) + 1
 
 
 def test_eval_batches_clean_up_when_abandoned_and_when_failing():
@@ -398,14 +412,14 @@ def test_eval_batches_have_one_canvas_each():
     assert [frames.canvas(i) for i in range(4)] == [(4, 8), (8, 8), (8, 4), (4, 4)]
     frames = EvalFrames(Varied(), Fit("crop", (9, 9), (4, 4), step=8))
     got = [
-        (i, b.target.shape, b.target[:, 0, 0, 0].tolist()) for i, b in eval_batches(frames, 3, 2)
+        (i, b.target.shape, b.target[:, 0, 0, 0].tolist()) for _, i, b in eval_batches(frames, 3, 2)
     ]
     assert got == [
         ([0, 1, 2], (3, 8, 8, 2), [0.5, 1.5, 2.5]), ([3], (3, 8, 8, 2), [3.5, 3.5, 3.5]),
     ]  # fmt: skip
     frames = EvalFrames(Varied(), Fit("crop", (9, 9), (4, 4), step=5))
     assert [frames.canvas(i) for i in range(4)] == [(5, 10), (5, 5), (10, 5), (5, 5)]
-    got = [(i, b.target.shape[:3]) for i, b in eval_batches(frames, 2, 2)]
+    got = [(i, b.target.shape[:3]) for _, i, b in eval_batches(frames, 2, 2)]
     assert got == [([0], (2, 5, 10)), ([1, 3], (2, 5, 5)), ([2], (2, 10, 5))]
-    got = [(i, b.target.shape[:3]) for i, b in eval_batches(frames, 2, 2, indices=[3, 0, 1])]
+    got = [(i, b.target.shape[:3]) for _, i, b in eval_batches(frames, 2, 2, indices=[3, 0, 1])]
     assert got == [([3, 1], (2, 5, 5)), ([0], (2, 5, 10))]
