@@ -65,6 +65,8 @@ def parse(argv: Sequence[str]) -> Command:
     problems += found
     config, found = override(loaded or base(), overrides)
     problems += found
+    if mode == "eval":  # which shares no image, on whatever devices there are
+        config = merge(config, {"mesh.spatial": 1})
     config = resolved(config)
     try:
         others = peers.found(flags, os.environ)

@@ -38,12 +38,15 @@ class Peers:
       coordinator: HOST:PORT of process 0; None: JAX finds it, as it does the rest.
       count: of processes.
       index: of this one.
+      device: the one of the machine's GPUs that is this process's; None: all it sees, or as JAX
+        finds.
     """
 
     how: str
     coordinator: str | None = None
     count: int | None = None
     index: int | None = None
+    device: int | None = None
 
 
 class Alone(Failure):
@@ -78,8 +81,17 @@ def found(flags: Mapping[str, str], env: Mapping[str, str]) -> Peers | None:
                 ]
             )
         count, index = int(env["OMPI_COMM_WORLD_SIZE"]), int(env["OMPI_COMM_WORLD_RANK"])
-        return Peers("Open MPI", coordinator, count, index)
+        return Peers("Open MPI", coordinator, count, index, _own_device(env))
     return Peers("TPU") if _on_tpu(env) else None
+
+
+def _own_device(env: Mapping[str, str]) -> int | None:
+    """Which of a machine's GPUs is this process's, where Open MPI started several there."""
+    several = int(env.get("OMPI_COMM_WORLD_LOCAL_SIZE", "1")) > 1
+    chosen = len(env.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1
+    if not several or chosen or env.get("JAX_LOCAL_DEVICE_IDS"):
+        return None
+    return int(env["OMPI_COMM_WORLD_LOCAL_RANK"])
 
 
 def _explicit(given: dict[str, str | None], how: str) -> Peers:
@@ -110,8 +122,16 @@ def _others(given: Mapping[str, Any], name: str) -> str:
 
 
 def _on_tpu(env: Mapping[str, str]) -> bool:
-    """Whether this is a machine with TPUs that JAX is to use; it may be one of a slice's."""
+    """Whether this is a machine with TPUs that JAX is to use, and may be one of a slice's.
+
+    Those of notebook services say that they are alone, and have nobody to ask for more.
+    """
     if env.get("JAX_PLATFORMS", "tpu") not in ("", "tpu", "tpu,cpu"):
+        return False
+    hosts = env.get("TPU_WORKER_HOSTNAMES") or env.get("TPU_PROCESS_ADDRESSES")
+    told = hosts is not None or "TPU_SKIP_MDS_QUERY" in env
+    several = "," in (hosts or "") or int(env.get("MEGASCALE_NUM_SLICES") or 1) > 1
+    if told and not several:
         return False
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
@@ -153,6 +173,10 @@ def start(peers: Peers | None, start_timeout: float, heartbeat_timeout: float) -
             peers.coordinator,
             peers.count,
             peers.index,
+            local_device_ids=peers.device,
+            # Where we know them all, a scheduler around us does not matter, nor how it would share
+            # out a machine's devices.
+            cluster_detection_method=None if peers.coordinator is None else "deactivate",
             initialization_timeout=int(start_timeout) + 30,
             heartbeat_timeout_seconds=int(heartbeat_timeout),
         )

@@ -240,8 +240,14 @@ class Trainer:
         self.console.progress(step, self.options.steps, means, rate, waited / seconds, left)
 
     def _substituted(self) -> int:
-        """How many examples, in all processes, were others' since the last line."""
-        return sum(peers.gather(self.feed.replaced - self._replaced))
+        """How many examples, in all processes, were others' since the last line.
+
+        Processes that share images have read the same ones.
+        """
+        options = self.options
+        rows = mesh.batch_slots(self.experiment.mesh, options.batch_size).tolist()
+        counts = peers.gather((tuple(rows), self.feed.replaced - self._replaced))
+        return sum(dict(reversed(counts)).values())
 
     def _write(self, step: int, split: str, scalars: dict[str, float]) -> None:
         if self.log:

@@ -250,6 +250,13 @@ def _batch(flat: dict[str, Any], training: bool) -> Iterator[str]:
             f"{_divisors(devices)} does"
         )
         return
+    ours = jax.local_device_count()
+    if jax.process_count() > 1 and spatial % ours and ours % spatial:
+        yield (
+            f"mesh.spatial: {spatial} devices would be parts of several processes of {ours} "
+            "devices; use a divisor or a multiple of that"
+        )
+        return
     # Evaluation shares no image: there each device has its own.
     yield from _divided(flat, "eval.batch_size", devices, 1)
     if training:

@@ -327,6 +327,12 @@ def test_evaluation_takes_the_saved_config_and_overrides(workdir):
     assert flatten(command.config) == FLAT | {"eval.examples": 2}
 
 
+def test_evaluation_shares_no_image_whatever_training_did(workdir):
+    """So it runs on devices that are no groups of those."""
+    command = parse(["--mode=eval", f"--workdir={workdir}", "--config.mesh.spatial=3"])
+    assert command.config.mesh.spatial == 1
+
+
 def test_evaluation_tells_all_mistakes(workdir):
     problems = _problems(
         "--mode=eval", f"--workdir={workdir}", "--config.eval.exmples=2",

@@ -16,6 +16,10 @@ VARIABLES = {
     "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0",
 }  # fmt: skip
 MPI = {"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "5"}
+MPI5 = MPI | {
+    "JAX_COORDINATOR_ADDRESS": "n:1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}  # fmt: skip
 CPU = {"JAX_PLATFORMS": "cpu"}
 
 
@@ -33,10 +37,33 @@ CPU = {"JAX_PLATFORMS": "cpu"}
         ({}, MPI | {"OMPI_MCA_orte_hnp_uri": "x"}, Peers("Open MPI", None, 8, 5)),
         ({}, MPI | {"JAX_COORDINATOR_ADDRESS": "n:1"}, Peers("Open MPI", "n:1", 8, 5)),
         ({}, {"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        # One GPU each, where nothing else has shared them out.
+        ({}, MPI5, Peers("Open MPI", "n:1", 8, 5, 1)),
+        ({}, MPI5 | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, Peers("Open MPI", "n:1", 8, 5, 1)),
+        ({}, MPI5 | {"CUDA_VISIBLE_DEVICES": "1"}, Peers("Open MPI", "n:1", 8, 5)),
+        ({}, MPI5 | {"JAX_LOCAL_DEVICE_IDS": "1"}, Peers("Open MPI", "n:1", 8, 5)),
     ],
 )
 def test_who_else_there_is(flags, env, wanted):
     assert found(flags, CPU | env) == wanted
+
+
+@pytest.mark.parametrize(
+    ("env", "wanted"),
+    [
+        ({}, Peers("TPU")),  # the machine's metadata tells how many there are
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, Peers("TPU")),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, Peers("TPU")),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"TPU_PROCESS_ADDRESSES": "local"}, None),
+        ({"TPU_SKIP_MDS_QUERY": "1"}, None),
+        ({"JAX_PLATFORMS": "cpu"}, None),
+    ],
+)
+def test_a_machine_with_tpus_may_be_one_of_several(monkeypatch, env, wanted):
+    monkeypatch.setattr(peers.glob, "glob", lambda pattern: ["/dev/accel0"])
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    assert found({}, env) == wanted
 
 
 @pytest.mark.parametrize(
