@@ -5,6 +5,12 @@
 #     [--project=PROJECT] [--spot] [--restarts=3] [--poll=60] -- --config=FILE --workdir=gs://DIR [...]
 #   launch/tpu_vm.sh [--dry-run] create|setup|run|stop|delete [the same flags] [-- ...]
 #
+# such as, with an image for each of 32 chips, and gcloud's key where it asks several workers at once,
+#   ssh-add ~/.ssh/google_compute_engine
+#   launch/tpu_vm.sh train --name=pod --zone=us-west4-a --type=v5litepod-32 \
+#     --version=v2-alpha-tpuv5-lite --spot -- --config=configs/facades.py \
+#     --workdir=gs://BUCKET/runs/facades --config.train.batch_size=32
+#
 # train   creates what is missing, sets it up and runs; after a preemption all of it again
 # create  asks for the slice as a queued resource, and waits until it is there
 # setup   copies this folder to all workers and installs it
@@ -18,8 +24,9 @@
 # one that all workers see: gs://.
 #
 # Exit code 75 of the training (stopped with everything saved) and preemptions start it again without
-# end; other failures --restarts times. Ctrl-C has it save and end, with exit code 75; a second one
-# leaves at once. The slice stays, and costs, until `delete`.
+# end; other failures on one slice --restarts times, and so often it asks again where a request is
+# refused or FAILED. Ctrl-C has it save and end, with exit code 75; a second one leaves at once. The
+# slice stays, and costs, until `delete`.
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
@@ -71,6 +78,38 @@ act() {
   fi
 }
 
+# Sleeps between looks; a signal to stop ends it.
+nap() {
+  local pid
+  [ -z "$stopping" ] || return 0
+  sleep "$poll" &
+  pid=$!
+  wait "$pid" || kill "$pid" 2>/dev/null || true
+}
+
+# gcloud speaks to several workers at once: it refuses a key that an agent with others lacks, and one
+# with a passphrase would be asked for where nobody can answer. Better known before the slice costs.
+check_key() {
+  local key=$HOME/.ssh/google_compute_engine mark keys
+  case ${type##*-} in [1-8]) return ;; esac # one worker
+  if [ -n "$dry" ]; then
+    echo "# ends here where ssh-agent lacks gcloud's key, ~/.ssh/google_compute_engine"
+    return
+  fi
+  mark=$(ssh-keygen -lf "$key" 2>/dev/null | awk '{ print $2 }') || mark=''
+  keys=$(ssh-add -l 2>/dev/null) || keys=''
+  if [ -n "$mark" ]; then
+    case $keys in
+      *"$mark"*) return ;;
+      '') if ssh-keygen -yP '' -f "$key" >/dev/null 2>&1; then return; fi ;; # no agent, no passphrase
+    esac
+    fail "ssh-agent has not got the key that gcloud uses for several workers: ssh-add $key"
+  fi
+  fail "$key: needed for several workers, and not there: ssh-keygen -t rsa -f $key && ssh-add $key"
+}
+
+# Where ssh itself ends with 255, gcloud repeats the command, ten times at most. Its exit code is that
+# of the first worker, by number, that failed: not the highest.
 everywhere() { act gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$1"; }
 
 # The state of the queued resource; nothing where there is none. Any other trouble is told.
@@ -91,14 +130,15 @@ give_back() { act gcloud compute tpus queued-resources delete "$name" "${where[@
 
 fresh='' # whether a slice was asked for, which has nothing on it
 create() {
-  local now tries=0
+  local now tries=0 silent=0 # requests that failed; looks without an answer
   while [ -z "$stopping" ]; do
     if ! now=$(state); then
-      tries=$((tries + 1))
-      if [ "$tries" -gt "$restarts" ]; then say "no word of $name" && return 1; fi
-      sleep "$poll"
+      silent=$((silent + 1))
+      if [ "$silent" -gt "$restarts" ]; then say "no word of $name" && return 1; fi
+      nap
       continue
     fi
+    silent=0
     case $now in
       ACTIVE) return ;;
       '')
@@ -111,16 +151,26 @@ create() {
         if ! request; then
           tries=$((tries + 1))
           if [ "$tries" -gt "$restarts" ]; then say "$name could not be asked for" && return 1; fi
-          sleep "$poll"
+          nap
         fi
         ;;
-      FAILED | SUSPENDED)
-        say "$name is $now; asking anew"
-        give_back || sleep "$poll"
+      FAILED)
+        tries=$((tries + 1))
+        if [ "$tries" -gt "$restarts" ]; then
+          say "$name is FAILED: gcloud compute tpus queued-resources describe $name ${where[*]}"
+          return 1
+        fi
+        say "$name is FAILED; asking anew"
+        nap
+        give_back || true # else it is FAILED still
+        ;;
+      SUSPENDED)
+        say "$name is SUSPENDED (preempted); asking anew"
+        give_back || nap
         ;;
       *)
         say "$name is $now"
-        sleep "$poll"
+        nap
         ;;
     esac
   done
@@ -149,23 +199,32 @@ run() {
 # shellcheck disable=SC2016 # for the workers' shells
 stop() { everywhere 'kill -TERM "$(cat p2p_jax/pid)"'; }
 
-stopping=''
+stopping='' training=''
 interrupted() {
   [ -z "$stopping" ] || exit 130
   stopping=1
-  say "has the training save and end; once more leaves at once"
-  stop || say "could not reach it"
+  if [ -n "$training" ]; then
+    say "has the training save and end; once more leaves at once"
+    { stop || say "could not reach it"; } </dev/null &
+  else
+    say "leaves after the command under way; once more at once"
+  fi
 }
 
-# Runs in the background, so that a signal is acted on while it runs.
+# Runs in the background, so that a signal is acted on while it runs; as a job of its own (set -m),
+# which Ctrl-C in the terminal does not reach. Such a job would be stopped if it read from there.
 run_and_wait() {
-  local pid
-  run "$@" &
-  pid=$!
-  while kill -0 "$pid" 2>/dev/null; do
-    wait "$pid" || true # a trapped signal ends it early
+  local code=0
+  set -m
+  run "$@" </dev/null &
+  training=$!
+  set +m
+  while kill -0 "$training" 2>/dev/null; do
+    wait "$training" || true # a trapped signal ends it early
   done
-  wait "$pid"
+  wait "$training" || code=$?
+  training=''
+  return "$code"
 }
 
 train() {
@@ -174,7 +233,7 @@ train() {
     if [ "$action" = train ]; then
       fresh=''
       create || return
-      [ -z "$fresh" ] || ready=''
+      [ -z "$fresh" ] || ready='' left=$restarts
       if [ -z "$ready" ]; then
         if setup; then ready=1; fi
         [ -z "$stopping" ] || return 75
@@ -192,25 +251,30 @@ train() {
       0 | 2) return "$code" ;;
     esac
     [ -z "$stopping" ] || return "$code"
-    now=''
-    [ "$action" != train ] || now=$(state) || now=''
+    nap # first: a slice that is being taken away is called ACTIVE for a while
+    [ -z "$stopping" ] || return "$code"
     if [ "$code" -eq 75 ]; then
       left=$restarts
-    elif [ "$now" = ACTIVE ] || [ "$action" = run ]; then
-      [ "$left" -gt 0 ] || return "$code"
-      left=$((left - 1))
+    else
+      now=''
+      [ "$action" != train ] || now=$(state) || now=''
+      if [ "$now" = ACTIVE ] || [ "$action" = run ]; then
+        [ "$left" -gt 0 ] || return "$code"
+        left=$((left - 1))
+      fi
     fi
     say "exit code $code; starting again"
-    [ "$code" -eq 75 ] || sleep "$poll"
   done
 }
 
 case $action in
+  train | run | create) [ -n "$dry" ] || trap interrupted INT TERM ;;
+esac
+case $action in
+  train | create) check_key ;;
+esac
+case $action in
   train | run)
-    [ -n "$dry" ] || {
-      set -m # a job of its own, which Ctrl-C in the terminal does not reach
-      trap interrupted INT TERM
-    }
     train "$@"
     if [ -n "$dry" ]; then
       echo "# starts again: after exit code 75 or a preemption; after other failures $restarts times"

@@ -4,6 +4,10 @@
 #   launch/xpk.sh [--dry-run] --name=NAME --cluster=CLUSTER --type=v5litepod-32 --image=IMAGE \
 #     [--zone=ZONE] [--project=PROJECT] [--restarts=100] -- --config=FILE --workdir=gs://DIR [...]
 #
+# such as, with an image for each of 32 chips,
+#   launch/xpk.sh --name=facades --cluster=CLUSTER --type=v5litepod-32 --image=IMAGE -- \
+#     --config=configs/facades.py --workdir=gs://BUCKET/runs/facades --config.train.batch_size=32
+#
 # IMAGE is one made of launch/Dockerfile with EXTRAS=tpu,gcp. The workers find one another by
 # themselves. Exit code 75 (stopped with everything saved), 1 and deaths by a signal start it again;
 # bad input (2) does not. xpk counts them all against --restarts.

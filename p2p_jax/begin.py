@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from p2p_jax import checkpoint, finetune, mesh, storage, store
 from p2p_jax.build import Experiment
+from p2p_jax.checkpoint import CheckpointError
 from p2p_jax.console import Console
 from p2p_jax.data import Batch
 from p2p_jax.ledger import Ledger
@@ -20,6 +23,7 @@ from p2p_jax.networks import draw
 from p2p_jax.readers import STREAMED
 from p2p_jax.state import TrainState
 from p2p_jax.step import laid_out_for, make_train_step
+from p2p_jax.storage import AnyPath
 from p2p_jax.store import Store
 
 # What a run's key is folded with where it tries a stretch again; no step is so large.
@@ -40,6 +44,38 @@ class Begun(NamedTuple):
     state: TrainState
     meta: dict[str, Any]
     store: Store | None
+
+
+def check_afresh(manager: Manager, workdir: AnyPath, rows: Sequence[dict[str, Any]]) -> None:
+    """Sees that a run that had checkpoints is not begun afresh where they are gone.
+
+    Lines beyond the second save tell of a first one that was complete: it is waited for then. Those
+    before may be of a run that was killed in the middle of it, and has nothing to go on from.
+
+    Args:
+      manager: of its checkpoints.
+      workdir: of the run.
+      rows: of its metrics.
+
+    Raises:
+      CheckpointError: there are such lines, and nothing else is in `checkpoints/`.
+    """
+    folder = manager.directory
+    if checkpoint.latest(manager) is not None or (folder.exists() and any(folder.iterdir())):
+        return  # what there may be beside checkpoints, `checkpoint.restore` tells of
+    try:
+        every = json.loads(storage.found(workdir / "config.json") or b"")["train"]["save_every"]
+        least = 2 * int(every)
+    except (ValueError, KeyError, TypeError):
+        return
+    step = max((row["step"] for row in rows), default=0)
+    if step > least:
+        raise CheckpointError(
+            f"{workdir / 'metrics.jsonl'} tells of {step} steps, with a checkpoint every {every}, "
+            f"and {folder} is empty: bring the checkpoints back (was the folder copied "
+            "without them, is a disk not mounted?), or begin again in another --workdir, or move "
+            "metrics.jsonl away"
+        )
 
 
 def begin(experiment: Experiment, manager: Manager, console: Console, ledger: Ledger) -> Begun:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from p2p_jax import peers, storage
@@ -96,8 +96,7 @@ def save(
         "fingerprints": {name: numbers for name, (numbers, _) in looks.items()},
         **meta,
     }
-    # On CPU a host copy may be the device's own memory, which donation overwrites.
-    copies = jax.tree.map(jnp.copy, whole(parts))
+    copies = jax.tree.map(_own_copy, parts)
     manager.saving, manager.newest = (step, newest), step
     if peers.first():
         try:
@@ -174,6 +173,19 @@ def join(gen: Tree, train: Tree) -> TrainState:
     )
 
 
+def _own_copy(x: jax.Array) -> Any:
+    """A copy to write, which donation of the state leaves alone.
+
+    With one process it is made on the devices, so that training need not wait. With several it is
+    made in the host memory of process 0 alone, one array after the other, as it may be in pieces on
+    the devices of all because none has room for the whole state.
+    """
+    if jax.process_count() == 1 or jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jnp.copy(x)  # on CPU what is fetched may be the device's own memory
+    piece = jax.block_until_ready(whole(x))
+    return np.array(piece.addressable_data(0)) if peers.first() else None
+
+
 def _ended(manager: Manager, step: int) -> tuple[str, Exception | None]:
     """Waits for a save in the process that writes; what to tell of it and why, where it failed."""
     if not peers.first():
@@ -208,13 +220,24 @@ def _reason(error: Exception) -> str:
 def _clear(manager: Manager, step: int) -> None:
     """Removes what a failed save left, and has Orbax forget it."""
     end = time.monotonic() + 30
-    with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+    # The folder itself may be what is wrong; libraries for buckets raise many kinds.
+    with contextlib.suppress(Exception):
         while time.monotonic() < end:  # writes of other files of it may still be under way
-            there = manager.directory.iterdir()
-            left = [path for path in there if path.name.startswith(f"{step}{TEMPORARY}")]
+            manager.refresh()
+            left = _unfinished(manager, step)
             if not left:
                 break
             for path in left:
-                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(Exception):
+                    path.rmtree()
             time.sleep(0.1)
-        manager.refresh()
+
+
+def _unfinished(manager: Manager, step: int) -> list[Any]:
+    """Folders of a step that were not completed; in a bucket they have its name from the start."""
+    named = storage.is_remote(manager.directory) and step not in manager.all_steps()
+    return [
+        path
+        for path in manager.directory.iterdir()
+        if path.name.startswith(f"{step}{TEMPORARY}") or (named and path.name == str(step))
+    ]

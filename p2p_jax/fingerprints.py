@@ -36,30 +36,28 @@ def names(tree: Tree) -> list[str]:
     ]
 
 
-def whole(tree: Tree) -> Tree:
-    """A tree with every array in one piece in every process; copies those that were not.
+def whole(x: Any) -> Any:
+    """An array in one piece in every process; a copy, on each device, where it was not.
 
     With several processes, all must ask.
     """
-    return jax.tree.map(lambda x: x if _in_reach(x) else _replicate(x), tree)
-
-
-def _in_reach(x: Any) -> bool:
-    return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
-
-
-def _replicate(x: jax.Array) -> jax.Array:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return x
     assert isinstance(x.sharding, NamedSharding)
-    return _copy(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
-
-
-def _copy(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-    return jax.jit(jnp.copy, out_shardings=sharding)(x)
+    replicated = NamedSharding(x.sharding.mesh, PartitionSpec())
+    return jax.jit(jnp.copy, out_shardings=replicated)(x)
 
 
 def _looks(tree: Tree) -> list[tuple[int, bool]]:
-    looks = jax.device_get([_look(leaf) for leaf in jax.tree.leaves(whole(tree))])
+    looks = jax.device_get([_look_at(leaf) for leaf in jax.tree.leaves(tree)])
     return [(int(number), bool(finite)) for number, finite in looks]
+
+
+def _look_at(x: Any) -> tuple[jax.Array, jax.Array]:
+    piece = whole(x)
+    look = _look(piece)
+    # One after the other: all in one piece might not fit.
+    return look if piece is x else jax.block_until_ready(look)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from p2p_jax.storage import AnyPath, write_atomic
@@ -61,8 +62,9 @@ class Appended:
 class Put:
     """An object in a bucket, which can only be put as a whole."""
 
-    def __init__(self, path: AnyPath, kept: bytes) -> None:
-        self._path, self._data = path, bytearray(kept)
+    def __init__(self, path: AnyPath, kept: bytes, check: Callable[[], None]) -> None:
+        """Goes on from what is there; before each put, `check` raises if it may not be replaced."""
+        self._path, self._data, self._check = path, bytearray(kept), check
         self._safe, self._last = len(kept), time.monotonic()
         self._putting = ThreadPoolExecutor(1)  # training need not wait
         self._under_way: Future[None] | None = None
@@ -74,15 +76,19 @@ class Put:
         if idle and time.monotonic() - self._last >= put_every:
             self._last = time.monotonic()
             # If it fails, the next one or `sync` puts the same and more.
-            self._under_way = self._putting.submit(write_atomic, self._path, bytes(self._data))
+            self._under_way = self._putting.submit(self._put, bytes(self._data))
 
     def sync(self) -> None:
         """Puts all lines, unless they were."""
         if self._safe < len(self._data):
             data = bytes(self._data)
-            self._putting.submit(write_atomic, self._path, data).result()
+            self._putting.submit(self._put, data).result()
             self._safe, self._last = len(data), time.monotonic()
 
     def close(self) -> None:
         """Waits for a put under way."""
         self._putting.shutdown()
+
+    def _put(self, data: bytes) -> None:
+        self._check()
+        write_atomic(self._path, data)

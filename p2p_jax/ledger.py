@@ -8,14 +8,17 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# In the order that they are told in. `lost` is what was done and never saved, so was done again.
+# In the order that they are told in. `lost` is what was done and never saved, so was done again; of
+# a process that was killed, up to its last line of metrics: nothing tells how much longer it lived.
 KINDS = ("start", "compile", "steps", "data_wait", "evaluation", "saves", "lost")
 
 
 class Ledger:
     """Seconds by what they were spent on; each second counts once.
 
-    What nothing else is known of goes to `start` until training begins, and then to `steps`.
+    What nothing else is known of goes to `start` until training begins, and then to `steps`. What a
+    process does before there is a ledger (Python's start, imports) is not counted, nor is the time
+    between two starts.
     """
 
     def __init__(self, begun: float) -> None:

@@ -16,11 +16,17 @@ anything else a failure.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    # Until `Stop` heeds it, Ctrl-C ends the process: raised in the callback of an import, it would
+    # be told of and forgotten.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from p2p_jax import evaluate, finetune, peers, summary, train
 from p2p_jax.build import Experiment, build
@@ -140,13 +146,10 @@ _OWN = ("data.path", "data.prepared_dir", "data.threads", "train.init_from")
 
 
 def _check_same(command: Command) -> None:
-    """Raises Problems where processes were told different things."""
+    """Raises Problems where processes were told different things, all of them."""
     told = {k: v for k, v in flatten(command.config).items() if k not in _OWN}
     told |= {"--mode": command.mode, "--workdir": str(command.workdir)}
-    everyone = peers.gather(told)
-    for key in told:
-        if any(other[key] != told[key] for other in everyone):
-            peers.agree(key, told[key])
+    peers.agree_all(told)
 
 
 def _run(argv: Sequence[str], ledger: Ledger) -> int:
@@ -158,11 +161,11 @@ def _run(argv: Sequence[str], ledger: Ledger) -> int:
             console = Console(silent=not peers.first())
             _check_same(command)
             if command.mode == "eval":
-                stop.release()
+                stop.forgo()
                 return _evaluate(command, console)
             return _train(command, console, ledger, stop)
-        except Early as signal:
-            print(f"stopped by {signal} before training began; run again to begin", flush=True)
+        except Early as name:
+            print(f"stopped by {name} before training began; run again to begin", flush=True)
             if peers.name():  # nobody else knows
                 os._exit(train.STOPPED)
             return train.STOPPED
@@ -189,6 +192,9 @@ def _train(command: Command, console: Console, ledger: Ledger, stop: Stop) -> in
     experiment = peers.together(prepare)
     peers.agree("data.path: the training pairs", experiment.train_frames.fingerprint)
     stop.wait()  # for the work under way, from now on
+    # With several processes none of them left alone.
+    if told := next((name for name in peers.gather(stop.name) if name), ""):
+        raise Early(told)
     return train.train(experiment, command.workdir, console, changes, ledger, stop)
 
 
@@ -196,7 +202,15 @@ def _built(command: Command, console: Console) -> Experiment:
     """The experiment, told to the user."""
     training = command.mode == "train"
     before = last_start(command.workdir)
-    experiment = build(command.config, console.note, training, before.get("target"))
+
+    def log(text: str) -> None:
+        # Each process reads files that no other does.
+        if peers.first():
+            console.note(text)
+        elif text.startswith("substituted"):
+            print(f"{peers.name()}: {text}", flush=True)
+
+    experiment = build(command.config, log, training, before.get("target"))
     if training:
         _check_data(command, experiment, before)
     told = summary.rows(experiment, training)

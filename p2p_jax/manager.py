@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.metadata import array_metadata_store
 
@@ -120,12 +121,13 @@ def _folder(workdir: AnyPath) -> AnyPath:
 
 
 _before: list[Any] = []
+_OVERTAKEN = ("Event loop is closed", "Encountered error while reading array index")
 
 
 def _unless_ended(raised: Any) -> None:
     """Prints what nothing can catch, but not for each read or write that a failed one overtook."""
     error = raised.exc_value
-    if not isinstance(error, RuntimeError) or str(error) != "Event loop is closed":
+    if not str(error).startswith(_OVERTAKEN):
         _before[-1](raised)
 
 
@@ -158,7 +160,8 @@ def _handlers() -> Any:
 def _write_alone() -> None:
     """Has Orbax write arrays that are whole in this process, where others hold copies of them.
 
-    Otherwise each process would be asked for its share.
+    Otherwise each process would be asked for its share. What is in host memory it need not copy:
+    `checkpoint.save` hands over arrays that nobody else has.
     """
     handler = ocp.type_handlers.ArrayHandler(
         primary_host=None,
@@ -167,6 +170,8 @@ def _write_alone() -> None:
         array_metadata_store=array_metadata_store.Store(),
     )
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    numpy = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    ocp.type_handlers.register_type_handler(np.ndarray, numpy, override=True)
 
 
 def best_of(

@@ -253,16 +253,29 @@ def agree(what: str, value: Any) -> None:
     Raises:
       Problems: naming those where it is another than in process 0.
     """
-    values = gather(value)
-    other = [i for i, v in enumerate(values) if v != values[0]]
-    if other:
-        raise Problems(
-            [
-                f"{what}: process {i} has {values[i]!r}, process 0 has {values[0]!r}; all must "
-                "have the same"
-                for i in other[:3]
-            ]
-        )
+    agree_all({what: value})
+
+
+def agree_all(values: Mapping[str, Any]) -> None:
+    """Sees that values are the same in all processes.
+
+    Args:
+      values: by what to call them; the same names in all processes.
+
+    Raises:
+      Problems: naming those that are not, and where they are others than in process 0.
+    """
+    everyone = gather(dict(values))
+    problems = []
+    for what, wanted in everyone[0].items():
+        other = [i for i, theirs in enumerate(everyone) if theirs[what] != wanted]
+        problems += [
+            f"{what}: process {i} has {everyone[i][what]!r}, process 0 has {wanted!r}; all must "
+            "have the same"
+            for i in other[:3]
+        ]
+    if problems:
+        raise Problems(problems)
 
 
 class Ballot:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NamedTuple
@@ -19,6 +19,7 @@ from p2p_jax.storage import AnyPath, is_remote
 # How disks say that they have no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 LEFT = 130  # exit code of a process that a second SIGINT ended
+STOPPED = 75  # of one that a signal ended with everything saved
 
 
 class Failure(Exception):
@@ -40,21 +41,27 @@ class Early(BaseException):
 class Stop:
     """What SIGINT, SIGTERM and SIGUSR1 do.
 
-    At first SIGTERM and SIGUSR1 raise `Early`; from `wait` on, the first signal becomes a flag, and
-    a second SIGINT leaves at once.
+    At first they raise, SIGINT `KeyboardInterrupt` and the others `Early`; from `wait` on, the
+    first one becomes a flag, and a SIGINT after it leaves at once. Both hold, too, while the main
+    thread computes or waits outside of Python, where no handler runs.
 
     Attributes:
       name: of the signal that came; '' where none did.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    GRACE = 2.0  # seconds for the main thread to hear of a signal before training
 
     def __init__(self) -> None:
         self.name = ""
         self._before: dict[int, Any] = {}
+        self._heard, self._waits = threading.Event(), False
+        self._write, self._others = -1, -1
 
     def __enter__(self) -> Stop:
-        self._handle(self.SIGNALS[1:], self._leave)
+        if threading.current_thread() is threading.main_thread():
+            self._listen()
+            self._handle(self._raise)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -62,34 +69,70 @@ class Stop:
 
     def wait(self) -> None:
         """From now on signals wait for the work under way."""
-        self._handle(self.SIGNALS, self._note)
+        if self._before:
+            self._handle(self._note)
+            self._waits = True
 
     def release(self) -> None:
         """From now on signals do what they did before."""
         while self._before:
             signal.signal(*self._before.popitem())
+        if self._write >= 0:
+            signal.set_wakeup_fd(self._others)
+            os.close(self._write)
+            self._write = -1
 
-    def _handle(self, numbers: Sequence[int], handler: Callable[..., None]) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in numbers:
-                before = signal.signal(number, handler)
-                self._before.setdefault(number, before)
+    def forgo(self) -> None:
+        """`release`; a signal that came meanwhile comes again."""
+        self.release()
+        if self.name:
+            signal.raise_signal(signal.Signals[self.name])
 
-    def _leave(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        # Noted as well: raised where Python only tells of exceptions, it would be lost.
-        self.name = signal.Signals(number).name
+    def _handle(self, handler: Callable[..., None]) -> None:
+        for number in self.SIGNALS:
+            before = signal.signal(number, handler)
+            self._before.setdefault(number, before)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        # Noted as well: raised where Python only tells of exceptions, as in the callbacks of an
+        # import, it would be lost.
+        self._note(number, frame)
+        self._heard.set()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise Early(self.name)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
-        # Straight to the file descriptor: a handler may interrupt any print.
-        if self.name and number == signal.SIGINT:
+        self.name = self.name or signal.Signals(number).name
+
+    def _listen(self) -> None:
+        """Begins a thread that hears of each signal at once."""
+        read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._others = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        threading.Thread(target=self._hear, args=(read,), name="signals", daemon=True).start()
+
+    def _hear(self, read: int) -> None:
+        is_first = True
+        with open(read, "rb", buffering=0) as pipe:
+            for (number,) in iter(lambda: pipe.read(1), b""):
+                if number in self.SIGNALS:
+                    self._heard_of(number, is_first)
+                    is_first = False
+
+    def _heard_of(self, number: int, is_first: bool) -> None:
+        # Straight to the file descriptor: the main thread may be in the middle of a print. And
+        # without an orderly exit, which threads that save or decode would hold up.
+        self._note(number, None)
+        if self._waits and is_first:
+            os.write(2, b"\nstopping after the work under way; Ctrl-C leaves at once\n")
+        elif self._waits and number == signal.SIGINT:
             os.write(2, b"\nleft at once; nothing since the newest checkpoint is saved\n")
-            os._exit(LEFT)  # threads that save or decode would hold up an ordinary exit
-        if not self.name:
-            self.name = signal.Signals(number).name
-            os.write(2, b"\nstopping after the work under way; once more leaves at once\n")
+            os._exit(LEFT)
+        elif not self._waits and not self._heard.wait(self.GRACE) and not self._waits:
+            os.write(2, f"\nstopped by {self.name} before training began\n".encode())
+            os._exit(LEFT if number == signal.SIGINT else STOPPED)
 
 
 class Lock(NamedTuple):

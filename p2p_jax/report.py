@@ -153,9 +153,10 @@ class MetricsLog:
             until it works again; the lines are written then.
         warn: takes a sentence.
         again: a split whose lines of the restored step itself are dropped as well.
+        check: raises a `Failure` where the file is not to be replaced any more; asked each time.
 
     Raises:
-        Failure: the disk is full, or the bucket cannot be written to.
+        Failure: the disk is full, or the bucket cannot be written to; or that of `check`.
         ValueError: naming the line, when one other than a cut-off last line cannot be read; the
             file is then left as it was.
     """
@@ -169,6 +170,7 @@ class MetricsLog:
         tolerate: bool = False,
         warn: Callable[[str], None] = lambda text: None,
         again: str = "",
+        check: Callable[[], None] = lambda: None,
     ):
         self._path, self._tolerate, self._warn = workdir / "metrics.jsonl", tolerate, warn
         self._failing = False
@@ -177,12 +179,15 @@ class MetricsLog:
             for line, row in _lines(self._path)
             if row["step"] <= step and (row["step"], row.get("split")) != (step, again)
         )
+        check()
         try:
             write_atomic(self._path, kept)
         except Exception as error:  # libraries for buckets raise many kinds
             raise self._failure(error) from error
         remote = storage.is_remote(self._path)
-        self._file = growing.Put(self._path, kept) if remote else growing.Appended(self._path)
+        self._file = (
+            growing.Put(self._path, kept, check) if remote else growing.Appended(self._path)
+        )
 
     def write(self, step: int, images: int, split: str, scalars: Mapping[str, float]) -> None:
         """Appends one line and hands it to the system; NaN and infinities are written as null.
@@ -216,7 +221,7 @@ class MetricsLog:
         """Syncs and closes the file.
 
         Raises:
-            Failure: lines are left that there is still no room for.
+            Failure: lines are left that there is still no room for, or that may not be written.
         """
         try:
             if not self.sync():
@@ -242,7 +247,7 @@ class MetricsLog:
     def _failure(self, error: Exception) -> Exception:
         """What to raise for it: in a bucket anything can pass, on a disk only that it is full."""
         full = storage.no_room(error)
-        if not full and not storage.is_remote(self._path):
+        if isinstance(error, Failure) or (not full and not storage.is_remote(self._path)):
             return error
         return Failure(
             f"{self._path} cannot grow: {_reason(error)}; {'make room and ' if full else ''}run "

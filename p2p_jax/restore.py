@@ -6,18 +6,20 @@ import gc
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
-from p2p_jax import peers
+from p2p_jax import peers, storage
 from p2p_jax.fingerprints import fingerprint, names
 from p2p_jax.manager import ASIDE, Manager
 from p2p_jax.process import Failure
 
 Tree = Any
+_PAUSE = 1.0  # seconds before another try, where the error may pass
 FORMAT = 1  # of the items; raised when old checkpoints need another reader
 
 
@@ -42,8 +44,8 @@ def restore(
 ) -> Restored | None:
     """Restores the newest sound checkpoint, or returns None where there never was one.
 
-    A checkpoint that some process cannot read, or whose arrays are not those that were saved, is
-    passed over by all.
+    A checkpoint that some process cannot read twice, or whose arrays are not those that were saved,
+    is passed over by all.
 
     Args:
       manager: from `open_manager` or `open_reader`.
@@ -54,7 +56,9 @@ def restore(
       only: the one step to restore; None where it never was.
 
     Raises:
-      CheckpointError: there are checkpoints, but none is sound; or there were.
+      CheckpointError: there are checkpoints, but none is sound; or there were; or one cannot be
+        read for reasons that may pass.
+      Problems: processes found different things.
     """
     steps, left = peers.gather((sorted(manager.all_steps(), reverse=True), _left(manager)))[0]
     if not steps and left:
@@ -67,7 +71,7 @@ def restore(
         steps = [step for step in steps if step == only]
     reasons = []
     for step in steps:
-        found, reason = _attempt(manager, step, like)
+        found, reason = _twice(manager, step, like, warn)
         if found is None:
             reasons.append(f"checkpoint {step}: {reason}")
             warn(reasons[-1])
@@ -100,28 +104,66 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {line if len(line) <= 300 else line[:300] + '...'}"
 
 
-def _attempt(manager: Manager, step: int, like: Mapping[str, Tree]) -> tuple[Restored | None, str]:
-    """Reads a checkpoint in all processes; None, and why, where it is not sound in one of them."""
+def _twice(
+    manager: Manager, step: int, like: Mapping[str, Tree], warn: Callable[[str], None]
+) -> tuple[Restored | None, str]:
+    """Reads a checkpoint as `_attempt`, and once more where something was wrong.
+
+    Raises:
+      CheckpointError: what is wrong tells nothing of the checkpoint.
+    """
+    found, reason, passes = _attempt(manager, step, like)
+    if found is not None:
+        return found, ""
+    time.sleep(_PAUSE if passes else 0)
+    before = reason
+    found, reason, passes = _attempt(manager, step, like)
+    if found is not None:
+        warn(f"checkpoint {step} could be read at the second try alone; at the first: {before}")
+    elif passes:
+        raise CheckpointError(
+            f"checkpoint {step} in {manager.directory} cannot be read now: {reason}. Nothing was "
+            "changed; run again"
+        )
+    return found, reason
+
+
+def _attempt(
+    manager: Manager, step: int, like: Mapping[str, Tree]
+) -> tuple[Restored | None, str, bool]:
+    """Reads a checkpoint in all processes.
+
+    Returns:
+      It, or None where it is not sound in one of them; why; whether that may be otherwise the next
+      time.
+
+    Raises:
+      Problems: processes found different things.
+    """
     items, meta, error = {}, {}, None
     try:
         items, meta = _read(manager, step, like)
     except Exception as raised:  # Orbax raises whatever the damage leads to, bare Exception too
         error = raised
-    reason = _of_all(error and first_line(error))
+    reason, passes = _of_all(error and first_line(error), storage.passing(error))
     if error is not None:
         error = None
         _drop_leftovers()
     if not reason:  # fingerprints are taken by all processes together, or by none
-        reason = _of_all(_difference(items, meta))
-    return (None if reason else Restored(step, items, meta)), reason
+        # Each may have read its own, as with a `train.init_from` on its machine.
+        peers.agree(f"what checkpoint {step} holds", digest(meta["fingerprints"])[:16])
+        reason, passes = _of_all(_difference(items, meta), False)
+    return (None if reason else Restored(step, items, meta)), reason, passes
 
 
-def _of_all(reason: str | None) -> str:
-    """What the first process has to say that has something to say, and which that is."""
-    reasons = peers.gather(reason)
-    if len(reasons) == 1:
-        return reasons[0] or ""
-    return next((f"process {i}: {text}" for i, text in enumerate(reasons) if text), "")
+def _of_all(reason: str | None, passes: bool) -> tuple[str, bool]:
+    """What the first process has to say that has something to say; whether all that may pass."""
+    told = peers.gather((reason, passes))
+    bad = [(i, text, passes) for i, (text, passes) in enumerate(told) if text]
+    if not bad:
+        return "", False
+    index, text, _ = bad[0]
+    return f"process {index}: {text}" if len(told) > 1 else text, all(p for *_, p in bad)
 
 
 def _read(manager: Manager, step: int, like: Mapping[str, Tree]) -> tuple[dict, dict]:

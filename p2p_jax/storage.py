@@ -11,6 +11,8 @@ import errno
 import os
 import re
 import secrets
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # As libraries that have no error of the system quote it.
 _FULL_TEXTS = tuple(os.strerror(number).lower() for number in _FULL)
 _TEMP = re.compile(r"\.(\d+|[0-9a-f]{8})\.tmp$")  # numbers are of older versions
+_SEEN = re.compile(r"^\.seen-[0-9a-f]{32}$")  # see sharing.py
+_LIVE = 5.0  # seconds after which nobody has a small file under his hands any more
+# What may be otherwise the next time: of the machine, or of the way to the disk or bucket.
+_PASSING = (
+    errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH,
+)  # fmt: skip
+_PASSING_TEXT = re.compile(  # of XLA and TensorStore
+    r"\b(RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED)\b|"
+    rf"os_error_code='({'|'.join(map(str, _PASSING))})'"
+)
 _EXTRAS = {"gs": "'p2p_jax[gcp]'", "s3": "s3fs"}
 
 
@@ -113,17 +126,22 @@ def write_atomic(path: AnyPath, data: bytes, durable: bool = True) -> None:
         temp.unlink(missing_ok=True)
 
 
-def sweep(folder: AnyPath) -> None:
-    """Removes what `write_atomic` left half done in a folder as its process was killed.
+def sweep(folder: AnyPath, deep: bool = False) -> None:
+    """Removes what processes that were killed left half done in a folder.
 
-    Only for one that nobody else writes in.
+    Args:
+      folder: where nobody else calls `write_atomic`.
+      deep: those below it as well; there others may write: what is new stays.
     """
     if is_remote(folder):
         return
-    for path in Path(os.fspath(folder)).glob(".*.tmp"):
-        if _TEMP.search(path.name):
+    root = Path(os.fspath(folder))
+    for path in (root.rglob if deep else root.glob)(".*"):
+        seen = _SEEN.search(path.name)  # maybe of a process that will meet our lock
+        if seen or _TEMP.search(path.name):
             with contextlib.suppress(OSError):
-                path.unlink()
+                if not (deep or seen) or time.time() - path.stat().st_mtime > _LIVE:
+                    path.unlink()
 
 
 def forget(path: AnyPath) -> None:
@@ -134,17 +152,46 @@ def forget(path: AnyPath) -> None:
 
 def no_room(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, tells of a full disk, a quota or a size limit."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if isinstance(error, BaseExceptionGroup):
-            return any(no_room(each) for each in error.exceptions)
-        if any(text in str(error).lower() for text in _FULL_TEXTS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        getattr(each, "errno", None) in _FULL
+        or any(text in str(each).lower() for text in _FULL_TEXTS)
+        for each in _chain(error)
+    )
+
+
+def passing(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, tells of this moment and not of what was read.
+
+    An error of the disk itself (EIO) is not one.
+    """
+    return any(
+        isinstance(each, MemoryError | ConnectionError | TimeoutError)
+        or getattr(each, "errno", None) in _PASSING
+        or _http(each) in (408, 429, *range(500, 600))
+        or _PASSING_TEXT.search(str(each)) is not None
+        for each in _chain(error)
+    )
+
+
+def _http(error: BaseException) -> int | None:
+    """The status of an answer that a library for buckets raises."""
+    for name in ("code", "status"):
+        with contextlib.suppress(TypeError, ValueError):
+            return int(getattr(error, name, None))  # type: ignore[arg-type]
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and all that led to it."""
+    todo, seen = [error], set[int]()
+    while todo:
+        each = todo.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            todo.append(each.__cause__ or each.__context__)
+            if isinstance(each, BaseExceptionGroup):
+                todo += each.exceptions
 
 
 def _bucket(path: AnyPath) -> Any:

@@ -19,14 +19,14 @@ from p2p_jax.data import Feed, IndexFeed
 from p2p_jax.evaluate import Evaluator, Interrupted
 from p2p_jax.ledger import Ledger, reached
 from p2p_jax.objectives import RATES
-from p2p_jax.process import Failure, Lock, Stop, alone_in
+from p2p_jax.process import STOPPED, Failure, Lock, Stop, alone_in
 from p2p_jax.report import MetricsLog
 from p2p_jax.state import TrainState
 from p2p_jax.step import laid_out_for
 from p2p_jax.storage import AnyPath
 from p2p_jax.tally import Losses, NotFinite
 
-DONE, STOPPED = 0, 75
+DONE = 0
 RETRIES = 3  # of the stretch from one checkpoint on, where losses are not finite
 # What may be due after a step, in this order. A checkpoint comes last: it implies the rest.
 LOG, EVALUATION, GRID, SAVE = "log", "evaluation", "grid", "save"
@@ -71,15 +71,36 @@ class Trainer:
             workdir, self.options.keep, lambda: self.best["step"] if self.best else None
         )
 
-    def run(self) -> int:
+    def run(self, changes: dict[str, list[Any]]) -> int:
         """Trains to the end or until a signal; see `train`."""
         with contextlib.ExitStack() as closing:
             closing.callback(checkpoint.close, self.manager)
             closing.callback(self.console.close)
+            seconds = peers.together(self._before)
             begun = begin.begin(self.experiment, self.manager, self.console, self.ledger)
-            self.ledger.go_on(begun.meta.get("seconds", {}), reached(report.read(self.workdir)))
+            # Only now: what could not go on leaves the record of the run so far as it is.
+            peers.together(lambda: self._record(changes))
+            self.ledger.go_on(begun.meta.get("seconds", {}), seconds)
             self.ledger.begin_steps()
             return self._repeated(begun)
+
+    def _before(self) -> float:
+        """Seconds that the run so far is known to have reached; process 0 alone reads its lines."""
+        if not peers.first():
+            return 0.0
+        rows = report.read(self.workdir)
+        begin.check_afresh(self.manager, self.workdir, rows)
+        return reached(rows)
+
+    def _record(self, changes: dict[str, list[Any]]) -> None:
+        """Writes what is trained, and on what."""
+        if peers.first():
+            self._check_lock()
+            _record(self.experiment, self.workdir, changes)
+
+    def _check_lock(self) -> None:
+        if self.lock:
+            self.lock.check()
 
     def _repeated(self, begun: Begun) -> int:
         """Trains; where a loss is not finite, again from the newest checkpoint, if so wished."""
@@ -106,9 +127,9 @@ class Trainer:
         if not peers.first():
             return contextlib.nullcontext()
         again = self.experiment.eval.split if EVALUATION in meta.get("due", ()) else ""
-        tolerate = self.options.on_save_error == "continue"
+        tolerate, warn = self.options.on_save_error == "continue", self.console.warn
         return contextlib.closing(
-            MetricsLog(self.workdir, step or -1, tolerate, self.console.warn, again)
+            MetricsLog(self.workdir, step or -1, tolerate, warn, again, self._check_lock)
         )
 
     def _train(self, begun: Begun, state: TrainState, meta: dict[str, Any]) -> int:
@@ -205,6 +226,8 @@ class Trainer:
         return []
 
     def _better(self, step: int, means: dict[str, float]) -> bool:
+        if self.best and self.manager.saving and self.manager.saving[0] == self.best["step"]:
+            self._settle()  # it may yet fail
         value = means[self.metric]
         # Not at an end that a longer run would not have.
         if self.plateau and step and step % self.options.eval_every == 0:
@@ -292,7 +315,9 @@ class Trainer:
         due: Sequence[str] = (),
     ) -> None:
         self.losses.settle()
+        self._settle()  # before `best` is told: it may be of a save that failed
         if not peers.gather(peers.together(self._may_save))[0]:
+            self._not_saved(step)
             self.console.warn(f"checkpoint {step} is left out: metrics.jsonl cannot grow")
             return
         meta = {"losses": self.losses.saved(), "best": self.best, "due": list(due)}
@@ -301,7 +326,6 @@ class Trainer:
         if self.plateau:
             meta["plateau"] = self.plateau.saved()
         with self.ledger.on("saves"):
-            self._settle()
             meta["seconds"] = self.ledger.saved()
             checkpoint.save(self.manager, state, meta, means)
 
@@ -309,20 +333,40 @@ class Trainer:
         """Whether all lines before a checkpoint are safe; only process 0 knows."""
         if not self.log:
             return False
-        if self.lock:
-            self.lock.check()
+        self._check_lock()
         return self.log.sync()
 
     def _settle(self) -> None:
         """Waits for the save under way."""
         try:
-            checkpoint.settle(self.manager)
+            with self.ledger.on("saves"):
+                checkpoint.settle(self.manager)
         except SaveFailed as error:
             if self.options.on_save_error == "stop":
                 raise
-            if self.best and self.best["step"] == error.step:
-                self.best = self._best_before
+            self._not_saved(error.step)
             self.console.warn(f"{error}; training goes on")
+
+    def _not_saved(self, step: int) -> None:
+        """The best checkpoint is not this one."""
+        if self.best and self.best["step"] == step:
+            self.best = self._best_before
+
+    def _saved(self, step: int) -> None:
+        """Waits for the last save.
+
+        Raises:
+          SaveFailed: it failed, or was left out.
+        """
+        with self.ledger.on("saves"):
+            checkpoint.settle(self.manager)
+        newest = checkpoint.latest(self.manager)
+        if newest != step:
+            raise SaveFailed(
+                step,
+                f"checkpoint {step} was left out, as metrics.jsonl could not grow; run again to go "
+                f"on from {f'step {newest}' if newest else 'the beginning'}",
+            )
 
     def _stopped(self, state: TrainState, step: int, due: Sequence[str]) -> int:
         """Saves, what is still due after this step included."""
@@ -333,15 +377,13 @@ class Trainer:
             return STOPPED
         if checkpoint.latest(self.manager) != step:
             self._save(state, step, None, due)
-        with self.ledger.on("saves"):
-            checkpoint.settle(self.manager)
+        self._saved(step)
         rows = [(told, f"saved at step {step}; run again to go on"), ("time", self.ledger.told())]
         self.console.done(rows)
         return STOPPED
 
     def _finish(self, step: int) -> int:
-        with self.ledger.on("saves"):
-            checkpoint.settle(self.manager)
+        self._saved(step)
         folder = evaluate.eval_folder(self.workdir, self.experiment, step)
         rows = [
             ("grid", self.workdir / "samples" / f"{step}.png"),
@@ -394,11 +436,11 @@ def train(
             lock = held.enter_context(alone_in(workdir, console.note))
             for folder in (workdir, workdir / "samples"):
                 storage.sweep(folder)
-            _record(experiment, workdir, changes)
+            storage.sweep(workdir / "eval", deep=True)  # where --mode=eval may be at work
             return lock
 
         lock = peers.together(take)
-        return Trainer(experiment, workdir, console, ledger, stop, lock).run()
+        return Trainer(experiment, workdir, console, ledger, stop, lock).run(changes)
 
 
 def _record(experiment: Experiment, workdir: AnyPath, changes: dict[str, list[Any]]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import jax
@@ -16,10 +18,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from running import ROOT, checkpoints, environment
 
-from p2p_jax import checkpoint, peers
+from p2p_jax import checkpoint, fingerprints, peers
 from p2p_jax.checkpoint import SaveFailed
 from p2p_jax.mesh import make_mesh
 from p2p_jax.state import NetState, TrainState
+from p2p_jax.words import Problems
 
 # When a write fails, Orbax closes its event loop under those that are still under way.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -213,8 +216,11 @@ def _one_of_two(address, index, workdir):
     assert jax.process_count() == 2
     manager = checkpoint.open_manager(workdir, 2, lambda: None)
     like = _like(_state(1))
-    for step in STEPS:
-        _saved(manager, step)
+    with _one_whole_at_a_time() as gathered:
+        for step in STEPS:
+            _saved(manager, step)
+    # Of three saves four arrays that are in pieces: to look at them, and to write them.
+    assert len(gathered) == 3 * 4 * 2
     assert checkpoint.latest(manager) == 3
 
     # One cannot read what the other can.
@@ -255,6 +261,31 @@ def _one_of_two(address, index, workdir):
     best = checkpoint.best_of(manager, {}, "eval/l1", "min")
     assert best == {"metric": "eval/l1", "value": 0.5, "step": 6}
     checkpoint.close(manager)
+
+    # What each has for itself may be sound, and something else.
+    own = workdir / f"own{index}" / "checkpoints"
+    shutil.copytree(workdir / "checkpoints" / ("6", "4")[index], own / "6")
+    reader = checkpoint.open_reader(own.parent)
+    with pytest.raises(Problems, match="what checkpoint 6 holds: process 1 has '"):
+        checkpoint.restore(reader, like, pytest.fail)
+
+
+@contextlib.contextmanager
+def _one_whole_at_a_time():
+    """Fails where two arrays that lie in pieces are in one piece at a time; gives all of them."""
+    gathered, whole = [], fingerprints.whole
+
+    def counted(x):
+        piece = whole(x)
+        if piece is not x:
+            assert all(before() is None for before in gathered)
+            gathered.append(weakref.ref(piece))
+        return piece
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "whole", counted)
+        patch.setattr(fingerprints, "whole", counted)
+        yield gathered
 
 
 if __name__ == "__main__":

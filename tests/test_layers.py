@@ -115,7 +115,7 @@ LAYERS: dict[str, set[str] | object] = {
     "store": {"data", "mesh", "readers"},
     "fingerprints": set(),
     "manager": {"peers", "storage"},
-    "restore": {"fingerprints", "manager", "peers", "process"},
+    "restore": {"fingerprints", "manager", "peers", "process", "storage"},
     "checkpoint": {
         *("fingerprints", "manager", "peers", "process", "restore", "state", "storage"),
     },

@@ -143,10 +143,15 @@ def test_what_fails_here_is_told_and_raised(three):
 
 
 def test_values_that_differ_are_named(three):
-    three[0] = three[2] = 5
-    with pytest.raises(Problems, match=r"train.steps: process 1 has 6, process 0 has 5"):
-        peers.agree("train.steps", 6)
-    peers.agree("train.steps", 5)
+    three[0] = three[2] = {"train.steps": 5, "seed": 1, "--mode": "train"}
+    with pytest.raises(Problems) as caught:
+        peers.agree_all({"train.steps": 6, "seed": 2, "--mode": "train"})
+    assert [p.partition(";")[0] for p in caught.value.problems] == [
+        "train.steps: process 1 has 6, process 0 has 5",
+        "seed: process 1 has 2, process 0 has 1",
+    ]
+    three[0] = three[2] = {"seed": 1}
+    peers.agree("seed", 1)
 
 
 def test_alone_there_is_nobody_to_ask():

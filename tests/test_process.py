@@ -16,7 +16,7 @@ import pytest
 
 from p2p_jax import process, storage
 from p2p_jax.lease import Lease
-from p2p_jax.process import Busy, Lost, alone_in
+from p2p_jax.process import Busy, Early, Lost, Stop, alone_in
 from tests import buckets
 
 HELD = r"is being trained by process \d+ on \S+ since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+\d\d:\d\d; "
@@ -57,6 +57,79 @@ def count(workdir):
 
 def leases():
     return [thread for thread in threading.enumerate() if thread.name == "lease"]
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+# Its main thread waits for ever outside of Python, as in a long computation.
+AWAY = """
+import ctypes, sys
+from p2p_jax.process import Stop
+Stop.GRACE = 0.1
+with Stop() as stop:
+    if sys.argv[1] == "training":
+        stop.wait()
+    print("there", flush=True)
+    mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex), lock(mutex)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "signals", "code", "says"),
+    [
+        ("training", ("SIGINT", "SIGINT"), 130, ["stopping after the work", "left at once"]),
+        ("training", ("SIGTERM", "SIGUSR1", "SIGINT"), 130, ["stopping after", "left at once"]),
+        ("starting", ("SIGTERM",), 75, ["stopped by SIGTERM before training began"]),
+        ("starting", ("SIGINT",), 130, ["stopped by SIGINT before training began"]),
+    ],
+)
+def test_signals_are_heard_whatever_the_main_thread_does(when, signals, code, says):
+    with subprocess.Popen(
+        [sys.executable, "-c", AWAY, when],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout and child.stderr and child.stdout.readline() == "there\n"
+        text = ""
+        time.sleep(0.3)  # it is there soon after it says so
+        for i, name in enumerate(signals):
+            child.send_signal(signal.Signals[name])
+            while when == "training" and i == 0 and says[0] not in text:
+                text += child.stderr.readline()
+            time.sleep(0.05)
+        text += child.communicate(timeout=20)[1]
+    assert child.returncode == code
+    assert all(line in text for line in says)
+
+
+def test_a_signal_whose_exception_was_lost_is_known(monkeypatch):
+    class Careless:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: lost.append(told.exc_type))
+    with Stop() as stop:
+        Careless()
+        assert lost == [Early]
+        stop.wait()
+        assert stop.name == "SIGTERM"
+
+
+def test_what_signals_did_before_they_do_again():
+    before, came = signal.getsignal(signal.SIGUSR1), []
+    signal.signal(signal.SIGUSR1, lambda *_: came.append(1))
+    try:
+        with Stop() as stop:
+            stop.wait()
+            signal.raise_signal(signal.SIGUSR1)
+            assert stop.name == "SIGUSR1" and not came
+            stop.forgo()
+            assert came == [1]
+        signal.raise_signal(signal.SIGUSR1)
+        assert came == [1, 1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 # --- on a disk -----------------------------------------------------------------------------------

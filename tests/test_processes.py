@@ -24,27 +24,28 @@ def _codes(ran, *codes):
 @pytest.mark.slow
 def test_two_processes_stopped_and_resumed_are_one(tmp_path):
     """A signal to the second stops both at the same step; both go on; then one alone goes on."""
-    whole, _ = finished(DOUBLE, FOUR)
-    ran = together(tmp_path, DOUBLE, at=5, signals=(signal.SIGTERM,))
+    flags = (DOUBLE, "--config.train.log_every=1")
+    whole, _ = finished(*flags, FOUR)
+    ran = together(tmp_path, *flags, at=5, signals=(signal.SIGTERM,))
     _codes(ran, 75, 75)
     assert "stopped by SIGTERM" in ran[0].stdout and "step" not in ran[1].stdout
     saved = max(int(step) for step in checkpoints(tmp_path))
     assert 5 <= saved < STEPS and f"saved at step {saved}; run again" in ran[0].stdout
-    ran = together(tmp_path, DOUBLE, "--config.train.steps=10")
+    ran = together(tmp_path, *flags, "--config.train.steps=10")
     _codes(ran, 0, 0)
     assert f"resumed at step {saved}" in ran[0].stdout
     # On other devices, in one process, to the end: as if it had been there all the time.
-    train_to(tmp_path, 0, DOUBLE, FOUR, "--config.train.steps=12", "--allow_config_change")
-    rows = [row for row in report.read(tmp_path) if row["step"] in (4, 8, 10, 12)]
-    wanted = {(r["step"], r["split"]): r for r in report.read(whole)}
-    for row in rows:
-        for name in (n for n in row if n.startswith("loss/")):
-            other = wanted.get((row["step"], row["split"]))
-            assert (
-                other is None
-                or row["step"] == 12
-                or (abs(row[name] - other[name]) <= 1e-9 * abs(other[name]))
-            )
+    train_to(tmp_path, 0, *flags, FOUR, "--config.train.steps=12", "--allow_config_change")
+    wanted, rows = (
+        [row for row in report.read(folder) if row["split"] == "train"]
+        for folder in (whole, tmp_path)
+    )
+    assert [row["step"] for row in rows] == [row["step"] for row in wanted] == [*range(1, 13)]
+    for row, other in zip(rows, wanted, strict=True):
+        losses = [name for name in row if name.startswith("loss/")]
+        assert len(losses) >= 3
+        for name in losses:
+            assert row[name] == pytest.approx(other[name], rel=1e-9, abs=0), (row["step"], name)
     theirs, ours = arrays(whole, STEPS), arrays(tmp_path, STEPS)
     for name, x in theirs.items():
         assert np.abs(x - ours[name]).max(initial=0) <= 1e-7 * np.abs(x).max(initial=1), name
@@ -56,15 +57,14 @@ def test_a_process_that_is_lost_ends_the_others(tmp_path):
     flags = ("--config.mesh.heartbeat_timeout=10", "--config.train.save_every=1")
     ran = together(tmp_path, *flags, at=7, signals=(signal.SIGKILL,))
     assert ran[1].returncode == -signal.SIGKILL and ran[0].returncode not in (0, 75)
-    assert time.monotonic() - begun < 120
+    assert time.monotonic() - begun < 300  # all of it, on a machine with other work
     # What was saved is there, and one process goes on with it.
     told = re.search(r"resumed at step (\d+)", train_to(tmp_path, 0))
     assert told and int(told[1]) >= 3
 
 
 @pytest.mark.slow
-def test_what_differs_between_processes_is_named(tmp_path):
-    """A peer that does not come, and another config."""
+def test_a_peer_that_does_not_come_is_told_of(tmp_path):
     flags = ("--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1")
     ran = start("--config=configs/quickstart.py", f"--workdir={tmp_path}", *flags,
                 "--config.mesh.start_timeout=3")  # fmt: skip

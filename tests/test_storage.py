@@ -7,6 +7,7 @@ import io
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from etils import epath
 
 from p2p_jax import page, peers, pictures, report, sharing, storage
-from p2p_jax.process import Failure
+from p2p_jax.process import Failure, Lost
 from p2p_jax.words import Problems
 from tests import buckets
 
@@ -107,6 +108,21 @@ def test_what_a_killed_writer_left_is_swept(tmp_path, bucket):
     assert sorted(os.listdir(tmp_path)) == sorted(names[2:])
 
 
+def test_below_and_from_others_only_what_is_old_is_swept(tmp_path):
+    folder, old = tmp_path / "eval" / "val" / "7" / "fake", time.time() - 60
+    folder.mkdir(parents=True)
+    left = [folder / ".x.png.0123abcd.tmp", folder / "x.png", tmp_path / f".seen-{'0f' * 16}"]
+    new = [folder / ".y.png.0123abcd.tmp", tmp_path / f".seen-{'1e' * 16}"]
+    for path in (*left, *new):
+        path.write_bytes(b"")
+    for path in left:
+        os.utime(path, (old, old))
+    storage.sweep(tmp_path)
+    storage.sweep(tmp_path / "eval", deep=True)
+    storage.sweep(tmp_path / "none", deep=True)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {left[1], *new}
+
+
 def test_a_writer_that_is_killed_leaves_what_is_swept(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda *args, **named: None)
@@ -134,6 +150,33 @@ def test_a_full_disk_is_told_from_other_errors():
     looped.__context__.__context__ = looped
     for error in (None, OSError(errno.EIO, "x"), OSError("full"), looped, MemoryError()):
         assert not storage.no_room(error)
+
+
+class Answer(Exception):
+    """As libraries for buckets raise what the server says."""
+
+    def __init__(self, code):
+        super().__init__(f"HTTP {code}")
+        self.code = code
+
+
+def test_errors_of_the_moment_are_told_from_those_of_what_was_read():
+    led = ValueError("cannot restore")
+    led.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    passing = [
+        MemoryError(), ConnectionResetError(), TimeoutError(), OSError(errno.ENOMEM, "x"), led,
+        ExceptionGroup("both", [ValueError("x"), OSError(errno.ESTALE, "x")]), Answer(503),
+        Answer("429"), ValueError("UNAVAILABLE: try later"),
+        ValueError(f"reading failed [os_error_code='{errno.ENOMEM}']"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"),
+    ]  # fmt: skip
+    lasting = [
+        None, OSError(errno.EIO, "x"), FileNotFoundError(), ValueError("DATA_LOSS: x"), Answer(404),
+        json.JSONDecodeError("x", "y", 0), Exception("x"), Answer("none"),
+        ValueError(f"reading failed [os_error_code='{errno.EIO}']"),
+    ]  # fmt: skip
+    assert [error for error in passing if not storage.passing(error)] == []
+    assert [error for error in lasting if storage.passing(error)] == []
 
 
 # --- a run's files -------------------------------------------------------------------------------
@@ -207,6 +250,30 @@ def test_a_put_that_fails_meanwhile_is_made_up_for(bucket, monkeypatch):
     assert log.sync()
     log.close()
     assert [row["step"] for row in report.read(buckets.workdir())] == [1, 2]
+
+
+@pytest.mark.parametrize("tolerate", [False, True])
+def test_who_has_lost_the_workdir_leaves_its_lines_alone(bucket, monkeypatch, tolerate):
+    holder, theirs = [], b'{"step": 3, "split": "train"}\n'
+
+    def check():
+        if holder:
+            raise Lost("taken over")
+
+    log = report.MetricsLog(buckets.workdir(), -1, tolerate, check=check)
+    log.write(1, 1, "train", {})
+    assert log.sync()
+    bucket.by_another("gs://bucket/run/metrics.jsonl", theirs)
+    holder.append("another")
+    monkeypatch.setattr(report.MetricsLog, "PUT_EVERY", 0.0)
+    log.write(2, 2, "train", {})  # in the background
+    with pytest.raises(Lost):
+        log.sync()
+    with pytest.raises(Lost):
+        log.close()
+    with pytest.raises(Lost):  # nor begins it again
+        report.MetricsLog(buckets.workdir(), 1, tolerate, check=check)
+    assert storage.found(buckets.workdir() / "metrics.jsonl") == theirs
 
 
 @pytest.mark.parametrize("tolerate", [False, True])

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import re
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,13 +25,15 @@ from running import (
     train_to,
 )
 
-from p2p_jax import report
+from p2p_jax import report, train
 from p2p_jax.build import TrainOptions
+from p2p_jax.checkpoint import SaveFailed
+from p2p_jax.console import Console
 from p2p_jax.data import DataError, Feed, Fit, Form, Frames, IndexFeed, Pair, order
 from p2p_jax.data.substitute import Substituting
-from p2p_jax.ledger import KINDS
+from p2p_jax.ledger import KINDS, Ledger
 from p2p_jax.tally import Losses, NotFinite
-from p2p_jax.train import plan
+from p2p_jax.train import Trainer, plan
 from p2p_jax.validate import resolved
 
 OPTIONS = TrainOptions(
@@ -209,6 +212,38 @@ def test_nothing_but_skipped_updates_stops():
     losses.add(10, 1, jnp.array([[bad]]))
     with pytest.raises(NotFinite, match="10 updates in a row up to step 10 were skipped"):
         losses.settle()
+
+
+def _trainer(**parts):
+    trainer = object.__new__(Trainer)
+    vars(trainer).update(parts)
+    return trainer
+
+
+def test_what_failed_to_be_saved_is_not_the_best_to_compare_with(monkeypatch):
+    def failed(manager):
+        manager.saving = None
+        raise SaveFailed(7, "checkpoint 7 was not saved")
+
+    monkeypatch.setattr(train.checkpoint, "settle", failed)
+    names = {"metric": "eval/l1"}
+    trainer = _trainer(
+        **names, mode="min", plateau=None, ledger=Ledger(0.0), console=Console(silent=True),
+        options=dataclasses.replace(OPTIONS, on_save_error="continue"),
+        manager=types.SimpleNamespace(saving=(7, 5)),
+        best=names | {"value": 0.1, "step": 7}, _best_before=names | {"value": 0.5, "step": 5},
+    )  # fmt: skip
+    assert trainer._better(14, {"eval/l1": 0.3})
+    assert trainer.best == names | {"value": 0.3, "step": 14}
+    trainer._not_saved(14)
+    assert trainer.best == names | {"value": 0.5, "step": 5}
+    assert not trainer._better(21, {"eval/l1": 0.6})
+
+
+def test_one_process_alone_reads_the_lines_that_it_replaces(monkeypatch):
+    monkeypatch.setattr(train.peers, "first", lambda: False)
+    monkeypatch.setattr(report, "read", lambda workdir: pytest.fail("read"))
+    assert _trainer()._before() == 0.0
 
 
 # --- a run ---------------------------------------------------------------------------------------

@@ -9,15 +9,17 @@ import shutil
 import signal
 import string
 import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
 
+import jax
 import jsonschema
 import pytest
 import yaml
 
-from p2p_jax import peers
+from p2p_jax import flags, peers, validate
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
@@ -64,7 +66,7 @@ def calls(folder: Path) -> list[str]:
 def test_shellcheck_finds_nothing(name):
     program = shutil.which("shellcheck")
     if program is None:
-        pytest.skip("shellcheck is not installed")
+        pytest.skip("shellcheck comes with the extra `dev`")
     ran = subprocess.run([program, str(LAUNCH / name)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
 
@@ -84,6 +86,29 @@ def test_help_is_the_head_of_the_file(name):
     assert "set -euo" not in said.stdout
 
 
+def problems(words: list[str], devices: int, monkeypatch) -> list[str]:
+    """What training would refuse of a command line on so many devices."""
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    given = dict(word.removeprefix("--").split("=", 1) for word in words)
+    prefix = "config."
+    overrides = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+    config, found = flags.override(flags.config_file(str(ROOT / given["config"])), overrides)
+    return found + validate.validate(config)
+
+
+@pytest.mark.parametrize("name", ["tpu_vm.sh", "slurm.sbatch", "xpk.sh"])
+def test_the_example_divides_over_its_devices(name, monkeypatch):
+    head = "".join(re.findall(r"^#(.*?)\\?\n", (LAUNCH / name).read_text(), re.MULTILINE))
+    start = head.index(" --config=configs/")
+    words = re.findall(r"--config=configs/\S+|--config\.\S+", head[start:])
+    slices, nodes = re.search(r"v5litepod-(\d+)", head), re.search(r"sbatch --nodes=(\d+)", head)
+    found = slices or nodes
+    assert found is not None
+    devices = int(found[1]) * (1 if slices else 8)  # GPUs of a node
+    assert problems(words, devices, monkeypatch) == []
+    assert problems(words[:1], devices, monkeypatch)  # which says that they are counted
+
+
 def test_nothing_of_any_one_machine_is_in_them():
     for path in [*LAUNCH.iterdir(), ROOT / "docs" / "scaling.md"]:
         if path.is_file():
@@ -94,11 +119,12 @@ def test_nothing_of_any_one_machine_is_in_them():
 
 SLICE = ("--name=pod", "--zone=z", "--type=v5litepod-32", "--version=v2")
 STATE = "echo pod {}; echo other FAILED"
+MARK = "echo '3072 SHA256:a+b/c me (RSA)'"  # as ssh-keygen and ssh-add tell of a key
 
 
 def tpu(folder: Path, lines: list[str], *flags: str, action: str = "train"):
     """Trains on a slice that is not there; `lines` are what gcloud does."""
-    env = pretend(folder, gcloud=lines)
+    env = pretend(folder, gcloud=lines, **{"ssh-keygen": [MARK], "ssh-add": [MARK]})
     return run("tpu_vm.sh", action, *SLICE, "--poll=0", *flags, "--", *TRAIN, env=env)
 
 
@@ -113,19 +139,21 @@ def kinds(folder: Path) -> list[str]:
         "run": "-m p2p_jax.main",
         "ssh": "tpu-vm ssh",
     }
-    return [next(k for k, p in patterns.items() if p in call) for call in calls(folder)]
+    gcloud = [call for call in calls(folder) if call.startswith("gcloud ")]
+    return [next(k for k, p in patterns.items() if p in call) for call in gcloud]
 
 
 def test_dry_run_of_a_slice():
     said = run("tpu_vm.sh", "--dry-run", "train", *SLICE, "--spot", "--project=p", "--", *TRAIN)
     assert said.returncode == 0, said.stderr
-    create, wait, folder, copy, install, train, again = said.stdout.replace("\\", "").splitlines()
+    lines = said.stdout.replace("\\", "").splitlines()
+    key, create, wait, folder, copy, install, train, again = lines
     where = "--zone=z --project=p"
     assert create == (
         f"gcloud compute tpus queued-resources create pod --node-id=pod {where} "
         "--accelerator-type=v5litepod-32 --runtime-version=v2 --spot"
     )
-    assert wait.startswith("# waits") and again.startswith("# starts again")
+    assert "ssh-agent" in key and wait.startswith("# waits") and again.startswith("# starts again")
     ssh = f"gcloud compute tpus tpu-vm ssh pod {where} --worker=all --command="
     assert folder == f"{ssh}mkdir -p p2p_jax"
     assert copy.startswith(f"gcloud compute tpus tpu-vm scp --recurse {ROOT}/p2p_jax ")
@@ -139,7 +167,7 @@ def test_dry_run_of_a_slice():
 def test_dry_run_of_one_action_calls_nothing(tmp_path, action):
     env = pretend(tmp_path, gcloud=["exit 9"])
     said = run("tpu_vm.sh", "--dry-run", action, *SLICE, "--", *TRAIN, env=env)
-    assert said.returncode == 0 and said.stdout.startswith("gcloud compute tpus ")
+    assert said.returncode == 0 and "\ngcloud compute tpus " in "\n" + said.stdout
     assert not (tmp_path / "calls").exists()
 
 
@@ -153,17 +181,121 @@ def test_a_slice_is_asked_for_and_set_up_and_trains(tmp_path):
 def test_a_preempted_slice_is_asked_for_anew(tmp_path):
     active, gone = STATE.format("ACTIVE"), STATE.format("SUSPENDED")
     begin = [active, "true", "true", "true", "exit 255"]  # set up; the connection broke
-    anew = [gone, gone, "true", "true", "true", active, "true", "true", "true", "true"]
-    ran = tpu(tmp_path, [*begin, *anew], "--restarts=0")
+    lag = [active, active, "exit 255"]  # it is still called that, once
+    anew = [gone, gone, "true", "true", "true", active, "true", "true", "true", "exit 1"]
+    done = [active, active, "true"]  # one failure is free again on the new slice
+    ran = tpu(tmp_path, [*begin, *lag, *anew, *done], "--restarts=1")
     assert ran.returncode == 0, ran.stderr
-    assert kinds(tmp_path)[5:] == [
-        *("list", "list", "delete", "list", "create", "list", "ssh", "scp", "ssh", "run")
+    assert kinds(tmp_path)[8:] == [
+        *("list", "list", "delete", "list", "create", "list", "ssh", "scp", "ssh", "run"),
+        *("list", "list", "run"),
     ]
+
+
+def test_the_state_is_asked_after_the_pause(tmp_path):
+    active = STATE.format("ACTIVE")
+    lines = [active, "true", "true", "true", "exit 255", STATE.format("SUSPENDED"), "exit 1"]
+    env = pretend(tmp_path, gcloud=lines, sleep=[], **{"ssh-keygen": [MARK], "ssh-add": [MARK]})
+    run("tpu_vm.sh", "train", *SLICE, "--poll=9", "--restarts=0", "--", *TRAIN, env=env)
+    made = [call.split()[0] for call in calls(tmp_path)[2:]]
+    assert made[:7] == [*["gcloud"] * 5, "sleep", "gcloud"]
+
+
+def test_a_slice_that_fails_again_and_again_is_given_up(tmp_path):
+    failed = STATE.format("FAILED")
+    env = pretend(
+        tmp_path,
+        gcloud=[failed, "true", "true", "true", failed, "true", "true", "true", failed],
+        sleep=[],
+        **{"ssh-keygen": [MARK], "ssh-add": [MARK]},
+    )
+    ran = run("tpu_vm.sh", "create", *SLICE, "--restarts=2", env=env)
+    assert ran.returncode == 1 and "queued-resources describe pod --zone=z" in ran.stderr
+    assert kinds(tmp_path) == [*["list", "delete", "list", "create"] * 2, "list"]
+    assert calls(tmp_path).count("sleep 60") == 2
+
+
+@pytest.mark.parametrize(
+    ("mark", "keys", "size", "said"),
+    [
+        (MARK, MARK, 32, ""),
+        (MARK, "exit 2", 32, ""),  # no agent, and no passphrase either
+        ("true", "exit 2", 8, ""),  # one worker
+        (MARK, "echo 256 SHA256:other you", 32, "ssh-add"),
+        ("exit 255", MARK, 32, "ssh-keygen -t rsa"),
+    ],
+)
+def test_the_key_is_looked_at_before_a_slice_costs(tmp_path, mark, keys, size, said):
+    tools = {"ssh-keygen": [mark, "true"], "ssh-add": [keys]}
+    env = pretend(tmp_path, gcloud=[STATE.format("ACTIVE")], **tools)
+    ran = run("tpu_vm.sh", "create", *SLICE, f"--type=v5litepod-{size}", env=env)
+    assert ran.returncode == (2 if said else 0) and said in ran.stderr
+    assert any(call.startswith("gcloud") for call in calls(tmp_path)) == (not said)
+
+
+def test_a_passphrase_is_asked_for_before_a_slice_costs(tmp_path):
+    tools = {"ssh-keygen": [MARK, "exit 255"], "ssh-add": ["exit 1"]}
+    ran = run("tpu_vm.sh", "create", *SLICE, env=pretend(tmp_path, gcloud=[], **tools))
+    assert ran.returncode == 2 and "ssh-add" in ran.stderr
+
+
+# A terminal, whose keys are what comes to standard input.
+_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+
+
+def in_terminal(env: dict[str, str], action: str, *flags: str) -> subprocess.Popen[bytes]:
+    """Runs the launcher of slices in a terminal."""
+    line = ["bash", str(LAUNCH / "tpu_vm.sh"), action, *SLICE, *flags, "--", *TRAIN]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-S", "-E", "-c", _TERMINAL, *line], env=env, **pipes)
+
+
+def typed(it: subprocess.Popen[bytes], folder: Path, awaited: str, keys: bytes) -> None:
+    """Waits until something was called, types, and waits for the end."""
+    until = time.monotonic() + 20
+    path = folder / "calls"
+    try:
+        while not (path.exists() and awaited in path.read_text()) and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert it.stdin is not None
+        it.stdin.write(keys)
+        it.stdin.flush()
+        it.wait(20)
+    finally:
+        it.kill()
+        it.communicate()
+
+
+def test_a_line_typed_while_training_does_not_stop_it(tmp_path):
+    env = pretend(tmp_path, gcloud=["cat; /bin/sleep 1"])  # reads as ssh does
+    it = in_terminal(env, "run")
+    typed(it, tmp_path, "gcloud", b"hello\n")
+    assert it.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "awaited", "last"),
+    [
+        ([STATE.format("PROVISIONING")], "sleep", "list"),  # between looks at a slice to come
+        (["exec /bin/sleep 20"], "list", "list"),  # during one
+        (
+            [STATE.format("ACTIVE"), *["true"] * 3, "until grep TERM calls; do :; done; exit 75"],
+            "p2p_jax.main",
+            "stop",
+        ),
+    ],
+)
+def test_ctrl_c_in_a_terminal_ends_with_75(tmp_path, lines, awaited, last):
+    tools = {"ssh-keygen": [MARK], "ssh-add": [MARK], "sleep": ["exec /bin/sleep 20"]}
+    it = in_terminal(pretend(tmp_path, gcloud=lines, **tools), "train")
+    typed(it, tmp_path, awaited, b"\x03")
+    assert it.returncode == 75 and kinds(tmp_path)[-1] == last
 
 
 def test_75_goes_on_without_setting_up_again(tmp_path):
     active = STATE.format("ACTIVE")
-    lines = [active, "true", "true", "true", "exit 75", active, active, "exit 75", active, active]
+    lines = [active, "true", "true", "true", "exit 75", active, "exit 75", active]
     ran = tpu(tmp_path, lines, "--restarts=0")
     assert ran.returncode == 0, ran.stderr
     assert kinds(tmp_path).count("run") == 3 and kinds(tmp_path).count("scp") == 1
@@ -218,15 +350,15 @@ def slurm(folder: Path, srun: list[str], state: str = "RUNNING", **more: str):
 
 
 STEP = (
-    "srun --kill-on-bad-exit=0 --wait=0 --gpu-bind=none --label python -m p2p_jax.main "
-    "--config=c.py --workdir=gs://b/a b"
+    "srun --cpus-per-task=4 --kill-on-bad-exit=0 --wait=0 --gpu-bind=none --label "
+    "python -m p2p_jax.main --config=c.py --workdir=gs://b/a b"
 )
 
 
 def test_dry_run_of_slurm(tmp_path):
     said = slurm(tmp_path, ["exit 9"], DRY_RUN="1")
     assert said.returncode == 0 and not (tmp_path / "calls").exists()
-    *head, step, again = said.stdout.replace("\\", "").splitlines()
+    *head, step, again, _ = said.stdout.replace("\\", "").splitlines()
     assert "#SBATCH --signal=TERM@120" in head and "#SBATCH --requeue" in head
     assert step == STEP and "scontrol requeue 7" in again
 
@@ -238,6 +370,11 @@ def test_slurm_reads_its_options_before_any_command():
     found = dict(lines[i].removeprefix("#SBATCH --").partition("=")[::2] for i in options)
     assert found["gpus-per-node"] == found["ntasks-per-node"]  # a task a GPU
     assert "B:" not in found["signal"]  # to the tasks
+
+
+def test_slurm_gives_each_task_its_cpus(tmp_path):
+    slurm(tmp_path, ["true"], SLURM_CPUS_PER_TASK="7")
+    assert "--cpus-per-task=7 " in calls(tmp_path)[0]
 
 
 @pytest.mark.parametrize("code", [0, 2])
@@ -255,6 +392,30 @@ def test_slurm_puts_a_stopped_job_back_into_the_queue(tmp_path):
 def test_slurm_leaves_a_cancelled_or_preempted_job_alone(tmp_path, state):
     assert slurm(tmp_path, ["exit 75"], state).returncode == 75
     assert "scontrol requeue 7" not in calls(tmp_path)
+
+
+def test_slurm_stops_without_progress_are_bounded(tmp_path):
+    work = tmp_path / "w"
+
+    def queued(step: str) -> bool:
+        """Whether a job that goes on from the newest checkpoint is put back into the queue."""
+        (tmp_path / "calls").unlink(missing_ok=True)
+        scontrol = ["echo JobState=RUNNING", "true"]
+        env = pretend(tmp_path, srun=[f"{step}; exit 75"], scontrol=scontrol)
+        env |= {"SLURM_JOB_ID": "7", "PYTHON": "python", "RESTARTS": "2"}
+        ran = run("slurm.sbatch", "--config=c.py", f"--workdir={work}", env=env)
+        again = "scontrol requeue 7" in calls(tmp_path)
+        assert ran.returncode == 75
+        assert ("without a newer checkpoint" in ran.stderr) == (not again)
+        return again
+
+    saves = f"mkdir -p {work}/checkpoints/{{}}"
+    assert queued("true") and queued("true")
+    assert queued(saves.format(5))  # progress: counted anew
+    assert queued(saves.format("10"))  # more than 5, though not in the alphabet
+    assert queued(saves.format("11.tmp")) and queued("true")
+    assert not queued("true")
+    assert [path.name for path in work.iterdir()] == ["checkpoints"]
 
 
 def test_slurm_failures_are_bounded(tmp_path):
@@ -316,11 +477,17 @@ VALUES = {
     "CLAIM": "shared",
     "CONFIG": "configs/facades.py",
     "WORKDIR": "/shared/runs/facades",
+    "BATCH": "16",
 }
 
 
 def schema(name: str) -> jsonschema.protocols.Validator:
-    """A schema of what a file of another project may hold, as far as it is used here."""
+    """A schema of what a file of another project may hold, as far as it is used here.
+
+    Both were written for this project, closed where the originals are open, and compared with
+    those, as their "$comment" says. They find slips of the pen; a cluster's own opinion is asked by
+    `kubectl create --dry-run=server` and `sky launch --dryrun`.
+    """
     found = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(found)
     return jsonschema.Draft202012Validator(found)
@@ -366,6 +533,18 @@ def test_envsubst_renders_the_same():
     env = os.environ | VALUES
     done = subprocess.run([program], input=text, env=env, capture_output=True, text=True)
     assert yaml.safe_load(done.stdout) == jobset()
+
+
+def test_what_the_head_of_the_jobset_says_is_trained(monkeypatch):
+    head = re.findall(r"^#   (export .*)", (LAUNCH / "jobset.yaml").read_text(), re.MULTILINE)
+    names = string.Template((LAUNCH / "jobset.yaml").read_text()).get_identifiers()
+    told = subprocess.run(["bash", "-c", "\n".join([*head, "env"])], capture_output=True, text=True)
+    values = dict(line.split("=", 1) for line in told.stdout.splitlines() if "=" in line)
+    assert {name: values[name] for name in names} == VALUES | {"IMAGE": "REGISTRY/p2p_jax:1"}
+    job = jobset()["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]["containers"][0]
+    devices = job["completions"] * pod["resources"]["limits"]["nvidia.com/gpu"]
+    assert devices == 16 and problems(pod["args"], devices, monkeypatch) == []
 
 
 def test_pods_are_told_what_training_reads():
@@ -414,27 +593,37 @@ def test_skypilot_fits_its_schema():
     assert not schema("skypilot").is_valid(skypilot() | {"resource": {}})
 
 
-@pytest.mark.parametrize(("rank", "code", "slept"), [("0", 75, 0), ("1", 75, 1), ("1", 3, 0)])
-def test_what_skypilot_runs_on_each_machine(tmp_path, rank, code, slept):
+@pytest.mark.parametrize(
+    ("rank", "code", "slept", "batch"), [("0", 75, 0, 0), ("1", 75, 1, 0), ("1", 3, 0, 64)]
+)
+def test_what_skypilot_runs_on_each_machine(tmp_path, monkeypatch, rank, code, slept, batch):
     program = tmp_path / "venv" / "bin" / "python"
     program.parent.mkdir(parents=True)
     program.write_text(f'#!/bin/sh\necho "$@" >calls\nexit {code}\n')
     program.chmod(0o755)
+    task = skypilot()
+    gpus = task["resources"]["accelerators"].partition(":")[2]
     env = pretend(tmp_path, sleep=["true"]) | {
-        "CONFIG": "c.py",
+        **task["envs"],
         "WORKDIR": "gs://b/a",
+        "BATCH": str(batch) if batch else task["envs"]["BATCH"],
+        "SKYPILOT_NUM_GPUS_PER_NODE": gpus,
         "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
         "SKYPILOT_NUM_NODES": "2",
         "SKYPILOT_NODE_RANK": rank,
     }
-    line = ["bash", "-c", skypilot()["run"]]
+    line = ["bash", "-c", task["run"]]
     assert subprocess.run(line, env=env, cwd=tmp_path, timeout=20).returncode == code
     told, *slumber = calls(tmp_path)
     assert slumber == ["sleep 30"] * slept
-    flags = dict(word.removeprefix("--").split("=") for word in told.split()[2:])
-    found = peers.found(flags, {})
+    words = [word.removeprefix("--").split("=") for word in told.split()[2:]]
+    found = peers.found(dict(words), {})
     assert found is not None
     assert (found.coordinator, found.count, found.index) == ("10.0.0.1:8476", 2, int(rank))
+    devices = task["num_nodes"] * int(gpus)
+    own = [word for word in told.split()[2:] if word.startswith("--config")]
+    assert devices == 16 and problems(own, devices, monkeypatch) == []
+    assert f"--config.train.batch_size={batch or devices}" in own
 
 
 # Docker ----------------------------------------------------------------------------------------
@@ -455,4 +644,14 @@ def test_the_image_has_what_it_needs():
     assert set(given) <= set(extras["optional-dependencies"])
     # A list: no shell stands between a signal and the training.
     entry = json.loads(next(rest for kind, rest in steps if kind == "ENTRYPOINT"))
-    assert entry == ["python", "-m", "p2p_jax.main"]
+    assert entry == ["tini", "--", "python", "-m", "p2p_jax.main"]
+    assert any(kind == "RUN" and "install" in rest and " tini " in rest for kind, rest in steps)
+
+
+@pytest.mark.parametrize(("extras", "asked"), [("", "."), ("tpu,gcp", ".[tpu,gcp]")])
+def test_the_image_is_made_with_or_without_extras(tmp_path, extras, asked):
+    text = (LAUNCH / "Dockerfile").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("RUN pip"))
+    env = pretend(tmp_path, pip=["true"]) | {"EXTRAS": extras}
+    subprocess.run(["sh", "-c", line.removeprefix("RUN ")], env=env, check=True)
+    assert calls(tmp_path)[0].split()[-1] == asked
