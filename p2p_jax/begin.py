@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class Begun(NamedTuple):
     """What the loop needs.
 
     Attributes:
-      step_fn: the compiled step; None where all steps are done.
+      step_fn: the compiled step; None where all steps are done, or the run has ended early.
       state: to go on from.
       meta: what was saved with it; empty where it is fresh.
       store: the whole set on the devices, or None.
@@ -78,8 +78,21 @@ def check_afresh(manager: Manager, workdir: AnyPath, rows: Sequence[dict[str, An
         )
 
 
-def begin(experiment: Experiment, manager: Manager, console: Console, ledger: Ledger) -> Begun:
+def begin(
+    experiment: Experiment,
+    manager: Manager,
+    console: Console,
+    ledger: Ledger,
+    ended: Callable[[dict[str, Any]], bool],
+) -> Begun:
     """Restores the newest checkpoint or draws a state, and compiles the step meanwhile.
+
+    Args:
+      experiment: what is trained.
+      manager: of its checkpoints.
+      console: is told what is under way.
+      ledger: of the time.
+      ended: whether what was saved with a state says that the run has ended early.
 
     Raises:
       CheckpointError: there are checkpoints, but none is sound.
@@ -88,7 +101,8 @@ def begin(experiment: Experiment, manager: Manager, console: Console, ledger: Le
     """
     options = experiment.train
     abstract = experiment.abstract_state()
-    to_do = (checkpoint.latest(manager) or 0) < options.steps
+    # Whether a run has ended early is known once its state is: then compiling waits for that.
+    to_do = (checkpoint.latest(manager) or 0) < options.steps and not options.early_stop
     # Before the threads part: several processes must do what they do together in one order.
     filled = _fill(experiment, console) if to_do else None
     begun = time.monotonic()
@@ -98,7 +112,7 @@ def begin(experiment: Experiment, manager: Manager, console: Console, ledger: Le
         step = int(state.step)
         if meta:
             console.note(f"resumed at step {step} of {options.steps}")
-        if step >= options.steps:
+        if step >= options.steps or ended(meta):
             return Begun(None, state, meta, None)
         with ledger.on("compile"):
             if compiling is None:  # a checkpoint that was passed over was the last

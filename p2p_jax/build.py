@@ -15,10 +15,12 @@ from jax.sharding import Mesh
 from p2p_jax import mesh as meshes
 from p2p_jax.config import Config, flatten
 from p2p_jax.data import SOURCES, EvalFrames, Fit, Form, Frames, Splits, fitting
-from p2p_jax.data.labels import Labels
+from p2p_jax.data.labels import Colour, Labels, read_palette
 from p2p_jax.data.pairs import raise_if
+from p2p_jax.figures import directions
 from p2p_jax.images import Values
-from p2p_jax.metrics import METRICS, SSIM_WINDOW, Metric
+from p2p_jax.judges import load as load_judges
+from p2p_jax.metrics import least_size
 from p2p_jax.networks import (
     abstract_state,
     make_gan,
@@ -28,6 +30,7 @@ from p2p_jax.networks import (
 )
 from p2p_jax.objectives import RATES, WEIGHTS
 from p2p_jax.optim import BATCH_SCALING, Plateau, ScheduleOptions, factor
+from p2p_jax.scores import FILES, Judges
 from p2p_jax.state import Gan, TrainState
 from p2p_jax.validate import data_options, fit, resolved
 
@@ -54,20 +57,34 @@ class TrainOptions:
     on_save_error: str
     init_from: str
     init_nets: str
+    early_stop: int = 0
+    tensorboard: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalOptions:
-    """How to evaluate; see the keys of the same names in `config.base`."""
+    """How to evaluate; see the keys of the same names in `config.base`.
+
+    Attributes:
+      palette: the colours of the classes of targets, where there are any.
+      judges: networks of others that were asked for.
+    """
 
     batch_size: int
-    metrics: tuple[tuple[str, Metric], ...]
+    metrics: tuple[str, ...]
     split: str
     dropout: bool
     running: bool
     ema: bool
     sample_count: int
     threads: int
+    bootstrap: int
+    seeds: int
+    kid_subset: int
+    kid_subsets: int
+    segmenter: str
+    palette: tuple[Colour, ...]
+    judges: Judges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +153,13 @@ def build(
     generator: Any = gan.generator
     least = getattr(generator, "min_size", 1)
     how = fit(config, gan.augment.methods, generator.size_step, least)
+    raise_if(_few_images(config, splits))
     raise_if([*channel_problems(gan, splits), *_size_problems(splits, how, training)])
     frames, held = Frames(splits.train, how), EvalFrames(splits.eval, how)
     if target and not held.forms[1].channels:
         held.forms = (held.forms[0], Form(**{**target, "channels": 0}))
-    if "ssim" in config.eval.metrics:
-        raise_if(tiny_images(held))
+    sizes = {name: least_size(name, config.eval.lpips_backbone) for name in config.eval.metrics}
+    raise_if([text for name, least in sizes.items() for text in tiny_images(held, name, least)])
     gan = dataclasses.replace(
         gan,
         augment=dataclasses.replace(gan.augment, load_size=frames.load_size if training else None),
@@ -166,16 +184,60 @@ def build(
         train=_train_options(config, steps),
         eval=EvalOptions(
             batch_size=config.eval.batch_size or mesh.size,
-            metrics=tuple((name, METRICS[name]) for name in config.eval.metrics),
+            metrics=tuple(config.eval.metrics),
             split=_eval_name(config),
             dropout=config.eval.dropout,
             running=config.eval.norm_stats == "running",
             ema=config.eval.ema,
             sample_count=config.eval.sample_count,
             threads=_threads(config),
+            bootstrap=config.eval.bootstrap,
+            seeds=config.eval.seeds,
+            kid_subset=config.eval.kid_subset,
+            kid_subsets=config.eval.kid_subsets,
+            segmenter=config.eval.segmenter,
+            palette=_palette(config, gan),
+            judges=_judges(config),
         ),
         hyper=_hyper(config, steps, examples),
         plateau=_plateau(config),
+    )
+
+
+def _few_images(config: Config, splits: Splits) -> list[str]:
+    """Nothing to evaluate, or too little for what is asked for."""
+    count = len(splits.eval)
+    if not count:
+        return [f"data.eval_split: {_eval_name(config)!r} holds no image to evaluate"]
+    return [
+        f"eval.metrics: {name} needs at least {least} images to evaluate, not {count}"
+        for name, least in {"fid": 2, "kid": 4}.items()
+        if name in config.eval.metrics and count < least
+    ]
+
+
+def _palette(config: Config, gan: Gan) -> tuple[Colour, ...]:
+    """The colours of the classes of targets; where these are pictures, as `data.palette` says."""
+    if gan.task.labelled[1]:
+        return task_options(config).palette
+    named = "iou" in config.eval.metrics and config.data.task == "translate"
+    return read_palette(config.data.palette) if named else ()
+
+
+def _judges(config: Config) -> Judges:
+    """The networks of others that are asked for, and no more, as each takes its time to read."""
+    keys = {key for name in config.eval.metrics for key in FILES.get(name, ())}
+    if not keys:
+        return Judges()
+
+    def asked(key: str, file: str) -> str:
+        return os.path.expanduser(file) if key in keys else ""
+
+    return load_judges(
+        asked("eval.inception", config.eval.inception),
+        asked("eval.lpips", config.eval.lpips),
+        asked("eval.lpips_network", config.eval.lpips_network),
+        config.eval.lpips_backbone,
     )
 
 
@@ -210,16 +272,16 @@ def _size_problems(splits: Splits, how: Fit, training: bool) -> list[str]:
     return problems + fitting.problems(splits.eval, how, "eval", evaluation=True)
 
 
-def tiny_images(frames: EvalFrames) -> list[str]:
-    """Images that are too small to have a structural similarity."""
-    small = [i for i in range(len(frames)) if min(frames.content(i)) < SSIM_WINDOW]
+def tiny_images(frames: EvalFrames, name: str, least: int) -> list[str]:
+    """Images of fewer pixels a side than a metric needs."""
+    small = [i for i in range(len(frames)) if min(frames.content(i)) < least]
     if not small:
         return []
     height, width = frames.content(small[0])
     return [
-        f"eval.metrics: ssim needs at least {SSIM_WINDOW} pixels a side, which {len(small)} of "
+        f"eval.metrics: {name} needs at least {least} pixels a side, which {len(small)} of "
         f"{len(frames)} images to evaluate have not (first {frames.names[small[0]]}: "
-        f"{height}x{width}, height x width); leave ssim out, or remove them"
+        f"{height}x{width}, height x width); leave {name} out, or remove them"
     ]
 
 
@@ -257,6 +319,8 @@ def _train_options(config: Config, steps: int) -> TrainOptions:
         on_save_error=train.on_save_error,
         init_from=train.init_from,
         init_nets=train.init_nets,
+        early_stop=train.early_stop,
+        tensorboard=train.tensorboard,
     )
 
 
@@ -299,5 +363,6 @@ def _schedule(config: Config) -> ScheduleOptions:
 def _plateau(config: Config) -> Callable[[dict[str, Any] | None], Plateau] | None:
     if config.optim.schedule != "plateau":
         return None
-    mode, optim = METRICS[config.train.best].mode, _schedule(config)
+    mode = directions(config.eval.metrics)[config.train.best]
+    optim = _schedule(config)
     return lambda saved: Plateau(mode, optim.decay_factor, optim.patience, saved)

@@ -156,10 +156,13 @@ def base() -> Config:
     t.on_nan = "stop"  # where a loss is not finite: stop, skip the update, or rollback and retry
     t.on_save_error = "stop"  # where a save fails, as on a full disk: stop, or continue without it
     t.keep = 2  # latest checkpoints kept
-    t.best = "l1"  # the metric whose best checkpoint is kept as well
+    t.best = "l1"  # the figure of eval.metrics whose best checkpoint is kept as well
+    t.tensorboard = False  # write for TensorBoard as well, into WORKDIR/tensorboard
+    t.early_stop = 0  # evaluations in a row without progress of it that end the run; 0: never
 
     c.eval = e = ConfigDict()
     e.batch_size = 0  # 0 is one image a device
+    # Of each image: l1, l2, psnr, ssim, ms_ssim, accuracy, lpips; of all: lab, iou, fid, kid, fcn.
     e.metrics = ("l1", "psnr", "ssim")
     e.split = ""  # empty is data.eval_split
     e.examples = 0  # evaluate this many pairs at most; 0 is all
@@ -167,6 +170,15 @@ def base() -> Config:
     e.dropout = True  # dropout (and noise) stays on, as in the paper, where it is the noise
     e.norm_stats = "batch"  # batch: each image's own statistics, as in the paper; or running
     e.sample_count = 6  # pairs in the grid
+    e.bootstrap = 1000  # resamples of the examples that 95% intervals are taken from; 0: none
+    e.seeds = 1  # of dropout and noise: figures are means over so many, and their spread is told
+    e.inception = ""  # fid, kid: the file with Inception v3's weights that FID is computed with
+    e.kid_subset = 1000  # kid: images in each random subset,
+    e.kid_subsets = 100  # and how many of these
+    e.lpips = ""  # lpips: the file of its linear layers,
+    e.lpips_network = ""  # that of the network below them,
+    e.lpips_backbone = "alex"  # and which that is, alex or vgg
+    e.segmenter = ""  # fcn: the folder of a run from photos to class labels, which judges photos
     return c.lock()
 
 
@@ -260,7 +272,8 @@ def field_changes(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
     before, after = flatten(old), flatten(new)
     free = {"data.prepared_dir", "mesh.spatial", "mesh.start_timeout", "mesh.heartbeat_timeout"}
     free |= {f"train.{name}" for name in ("keep", "accumulate", "remat", "shard_optimizer")}
-    free |= {"train.on_nan", "train.on_save_error"}
+    free |= {f"train.{name}" for name in ("on_nan", "on_save_error", "early_stop", "tensorboard")}
+    free |= {"eval.bootstrap"}
     free |= {f"data.{name}" for name in ("url", "cache", "cache_share", "threads")}
     # What only matters at the start.
     free |= {"train.init_from", "train.init_nets"}

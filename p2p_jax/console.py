@@ -155,6 +155,11 @@ class Console:
         metrics: Mapping[str, float],
         baseline: Mapping[str, float],
         baseline_name: str,
+        *,
+        intervals: Mapping[str, tuple[float, float]] | None = None,
+        spread: Mapping[str, float] | None = None,
+        real: Mapping[str, float] | None = None,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         """Prints the metrics of an evaluation with those of a trivial answer beside them.
 
@@ -165,13 +170,38 @@ class Console:
             metrics: values by name.
             baseline: the same metrics of the trivial answer; a missing one is shown as ``-``.
             baseline_name: what the trivial answer is.
+            intervals: of figures that have one, the two ends that hold 95%.
+            spread: of figures, the standard deviation over several seeds.
+            real: of figures that judge photos, what real ones have.
+            about: of figures that need it, how they were made.
         """
+        intervals, spread, real = intervals or {}, spread or {}, real or {}
         self._print(f"evaluation at step {step}: {split}, {count} examples", "bold")
-        names = [name.removeprefix("eval/") for name in metrics]
-        width = max((len(name) for name in names), default=0)
-        for name, (key, value) in zip(names, metrics.items(), strict=True):
-            beside = f"({baseline_name}: {number(baseline.get(key))})"
-            self._print(f"  {name:<{width}}  {number(value):<8}  {beside}")
+        # Those of single classes share a line.
+        names = {key: key.removeprefix("eval/") for key in metrics}
+        alone = [key for key, name in names.items() if "/" not in name]
+        width = max((len(names[key]) for key in alone), default=0)
+        for key in alone:
+            beside = [f"({baseline_name}: {number(baseline.get(key))})"]
+            if key in real:
+                beside = [f"(real photos: {number(real[key])})"]
+            if key in intervals:
+                beside.append(f"[{', '.join(number(end) for end in intervals[key])}]")
+            if key in spread:
+                beside.append(f"±{number(spread[key])} over seeds")
+            self._print(f"  {names[key]:<{width}}  {number(metrics[key]):<8}  {'  '.join(beside)}")
+        groups: dict[str, list[str]] = {}
+        for key in (key for key in metrics if key not in alone):
+            group, _, single = names[key].partition("/")
+            groups.setdefault(group, []).append(f"{single} {number(metrics[key])}")
+        for group, texts in groups.items():
+            self._print(f"  {group}: {', '.join(texts)}")
+        told: dict[str, list[str]] = {}
+        for key, text in (about or {}).items():
+            if key in metrics:
+                told.setdefault(text, []).append(names[key])
+        for text, of in told.items():
+            self._print(f"  {', '.join(of)}: {text}")
 
     def done(self, rows: Sequence[tuple[str, str]]) -> None:
         """Takes the live line away and prints the closing summary, aligned like the header."""

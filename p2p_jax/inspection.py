@@ -15,6 +15,7 @@ from p2p_jax.contact import contact_sheet
 from p2p_jax.data import DataError, EvalFrames, Fit, Frames, PairSource, Splits, fitting
 from p2p_jax.data.pipeline import empty
 from p2p_jax.data.survey import Chosen, Part, Survey
+from p2p_jax.metrics import least_size
 from p2p_jax.networks import make_gan, task_options
 from p2p_jax.state import Gan
 from p2p_jax.validate import fit
@@ -56,7 +57,8 @@ def outlook(config: Config, found: Survey, seconds: float) -> Outlook:
     how = fit(config, gan.augment.methods, gan.generator.size_step)
     threads = config.data.threads or os.cpu_count() or 1
     used = {part.title: _used(part, config) for part in found.parts}
-    problems, usable = _unfit(gan, how, found, used, "ssim" in config.eval.metrics), None
+    sizes = {name: least_size(name, config.eval.lpips_backbone) for name in config.eval.metrics}
+    problems, usable = _unfit(gan, how, found, used, sizes), None
     training = next((part for part in found.parts if not part.evaluates), None)
     if training is not None:
         usable = _usable(training, used[training.title], how)
@@ -94,16 +96,18 @@ def _used(part: Part, config: Config) -> PairSource | None:
 
 
 def _unfit(
-    gan: Gan, how: Fit, found: Survey, used: dict[str, PairSource | None], ssim: bool
+    gan: Gan, how: Fit, found: Survey, used: dict[str, PairSource | None], sizes: dict[str, int]
 ) -> list[str]:
-    """What the preprocess mode, or the task, cannot take."""
+    """What the preprocess mode, the task or a metric, by its least size, cannot take."""
     problems = []
     for part in found.parts:
         source = used[part.title]
         if source is not None and len(source):
             problems += fitting.problems(source, how, part.title, part.evaluates)
-            if part.evaluates and ssim and not problems:
-                problems += tiny_images(EvalFrames(source, how))
+            if part.evaluates and not problems:
+                evaluated = EvalFrames(source, how)
+                for name, least in sizes.items():
+                    problems += tiny_images(evaluated, name, least)
     there = [source for source in used.values() if source is not None]
     if there:
         problems += channel_problems(gan, Splits(there[0], there[-1], ()))

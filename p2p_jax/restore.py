@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -217,5 +218,7 @@ def _drop_leftovers() -> None:
     """Ends reads that a failed one left under way, without asyncio's pages about each."""
     logger = logging.getLogger("asyncio")
     logger.disabled = True
-    gc.collect()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        gc.collect()
     logger.disabled = False

@@ -9,9 +9,10 @@ from typing import Any
 
 from p2p_jax.config import EVERY
 from p2p_jax.data import PREPROCESS, SOURCES
+from p2p_jax.figures import FIGURES, problems
 from p2p_jax.images import RESIZE
 from p2p_jax.losses import ADVERSARIAL, RECONSTRUCTION
-from p2p_jax.metrics import METRICS
+from p2p_jax.metrics import LPIPS_SIZE
 from p2p_jax.models import DISCRIMINATORS, GENERATORS
 from p2p_jax.models.conv import FORMS
 from p2p_jax.models.layers import BIASES, INITIALISERS, REMAT
@@ -56,15 +57,16 @@ def choices(flat: dict[str, Any]) -> Iterator[str]:
         "train.on_nan": ("stop", "skip", "rollback"),
         "train.on_save_error": ("stop", "continue"),
         "train.init_nets": ("both", "generator"),
-        "train.best": METRICS,
+        "train.best": [figure for figures in FIGURES.values() for figure in figures],
         "eval.norm_stats": ("batch", "running"),
+        "eval.lpips_backbone": LPIPS_SIZE,
     }
     for key, names in allowed.items():
         yield from _one_of(key, flat[key], names)
     for name in flat["eval.metrics"]:
-        yield from _one_of("eval.metrics", name, METRICS)
-    if flat["train.best"] in METRICS and flat["train.best"] not in flat["eval.metrics"]:
-        yield f"train.best: {flat['train.best']!r} must be one of eval.metrics, so that it is known"
+        yield from _one_of("eval.metrics", name, FIGURES)
+    if flat["data.task"] in TASKS:
+        yield from problems(flat)
 
 
 def _one_of(key: str, value: str, names: Collection[str]) -> Iterator[str]:
@@ -120,6 +122,11 @@ def ranges(flat: dict[str, Any]) -> Iterator[str]:
         ("eval.examples", lambda v: v >= 0, "0 (all) or more"),
         ("eval.metrics", lambda v: len(v) > 0, "at least one"),
         ("eval.sample_count", lambda v: v >= 1, "1 or more"),
+        ("eval.bootstrap", lambda v: 0 <= v <= 100_000, "0 (no intervals) to 100000"),
+        ("eval.seeds", lambda v: 1 <= v <= 100, "in [1, 100]"),
+        ("eval.kid_subset", lambda v: v >= 2, "2 or more"),
+        ("eval.kid_subsets", lambda v: v >= 2, "2 or more"),
+        ("train.early_stop", lambda v: v >= 0, "0 (never) or more"),
     ]
     rules += [(f"train.{k}_every", lambda v: v >= 1, "1 or more") for k in EVERY]
     for net in ("generator", "discriminator"):

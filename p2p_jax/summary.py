@@ -38,11 +38,12 @@ def rows(experiment: Experiment, training: bool = True) -> list[Row]:
         return [*common, ("pairs", held)]
     train, examples = experiment.train, len(experiment.train_frames)
     epochs = train.steps * train.batch_size / examples
+    early = f", or until {train.best} makes no progress" if train.early_stop else ""
     return [
         *common,
         ("pairs", f"{examples} to train on, {held}"),
         ("images", _images(experiment)),
-        ("steps", f"{train.steps:,} of batch {_batch(experiment)}: {epochs:.3g} epochs"),
+        ("steps", f"{train.steps:,} of batch {_batch(experiment)}: {epochs:.3g} epochs{early}"),
     ]
 
 

@@ -10,13 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from p2p_jax import begin, checkpoint, evaluate, mesh, peers, report, storage
+from p2p_jax import begin, board, checkpoint, evaluate, mesh, peers, report, storage
 from p2p_jax.begin import Begun
+from p2p_jax.board import Board
 from p2p_jax.build import Experiment, TrainOptions
 from p2p_jax.checkpoint import NotFiniteState, SaveFailed
+from p2p_jax.config import ConfigError
 from p2p_jax.console import Console
 from p2p_jax.data import Feed, IndexFeed
+from p2p_jax.early import Early
 from p2p_jax.evaluate import Evaluator, Interrupted
+from p2p_jax.figures import directions
 from p2p_jax.ledger import Ledger, reached
 from p2p_jax.objectives import RATES
 from p2p_jax.process import STOPPED, Failure, Lock, Stop, alone_in
@@ -30,6 +34,7 @@ DONE = 0
 RETRIES = 3  # of the stretch from one checkpoint on, where losses are not finite
 # What may be due after a step, in this order. A checkpoint comes last: it implies the rest.
 LOG, EVALUATION, GRID, SAVE = "log", "evaluation", "grid", "save"
+PICTURES = "pictures"  # of the evaluation before, where that ends the run early
 
 
 def plan(options: TrainOptions, step: int) -> Iterator[tuple[int, int]]:
@@ -58,13 +63,15 @@ class Trainer:
         lock: Lock | None = None,
     ) -> None:
         self.experiment, self.options = experiment, experiment.train
+        if self.options.tensorboard and (found := board.problems(workdir)):
+            raise ConfigError(found)
         self.workdir, self.console = workdir, console
         self.ledger = ledger or Ledger(time.monotonic())
         self.stop, self.lock = stop or Stop(), lock
         self.ballot = peers.Ballot(lambda: bool(self.stop.name))
-        self.evaluator = Evaluator(experiment, self.ballot.now)
+        self.evaluator = Evaluator(experiment, self.ballot.now, console.warn)
         self.metric = f"eval/{self.options.best}"
-        self.mode = dict(experiment.eval.metrics)[self.options.best].mode
+        self.mode = directions(experiment.eval.metrics)[self.options.best]
         self.best: dict[str, Any] | None = None  # metric, value and step of the best checkpoint
         self._best_before = self.best
         self.manager = checkpoint.open_manager(
@@ -77,7 +84,13 @@ class Trainer:
             closing.callback(checkpoint.close, self.manager)
             closing.callback(self.console.close)
             seconds = peers.together(self._before)
-            begun = begin.begin(self.experiment, self.manager, self.console, self.ledger)
+            begun = begin.begin(
+                self.experiment,
+                self.manager,
+                self.console,
+                self.ledger,
+                lambda meta: self._early(meta).over,
+            )
             # Only now: what could not go on leaves the record of the run so far as it is.
             peers.together(lambda: self._record(changes))
             self.ledger.go_on(begun.meta.get("seconds", {}), seconds)
@@ -107,7 +120,9 @@ class Trainer:
         state, meta, restored, attempt = begun.state, begun.meta, -1, 0
         while True:
             try:
-                with self._log_from(int(state.step), meta) as self.log:
+                with contextlib.ExitStack() as opened:
+                    self.log = opened.enter_context(self._log_from(int(state.step), meta))
+                    self.board = opened.enter_context(self._board_from(int(state.step)))
                     return self._train(begun, state, meta)
             except (NotFinite, NotFiniteState) as error:
                 if self.options.on_nan != "rollback":
@@ -132,12 +147,19 @@ class Trainer:
             MetricsLog(self.workdir, step or -1, tolerate, warn, again, self._check_lock)
         )
 
+    def _board_from(self, step: int) -> contextlib.AbstractContextManager[Board | None]:
+        """TensorBoard's, likewise."""
+        if not (self.options.tensorboard and peers.first()):
+            return contextlib.nullcontext()
+        return contextlib.closing(Board(self.workdir, step or -1, report.read(self.workdir)))
+
     def _train(self, begun: Begun, state: TrainState, meta: dict[str, Any]) -> int:
         step, steps = int(state.step), self.options.steps
         self.best = checkpoint.best_of(self.manager, meta, self.metric, self.mode)
         skip = self.options.on_nan == "skip"
         self.losses = Losses(self.experiment.gan.metric_names, meta.get("losses", {}), skip)
         self.plateau = self.experiment.plateau and self.experiment.plateau(meta.get("plateau"))
+        self.early = self._early(meta)
         # Since the last line of the run so far.
         self._replaced = -meta.get("replaced", 0) if peers.first() else 0
         due = meta.get("due", []) if step else [EVALUATION, GRID]
@@ -145,6 +167,8 @@ class Trainer:
             return self._stopped(state, step, due)
         if left := self._do(state, step, due):
             return self._stopped(state, step, left)
+        if self.early.over and step < steps:
+            return self._ended(state, step)
         if begun.step_fn is None:
             self.console.note(f"all {steps} steps are done; train.steps adds more")
             return self._finish(step)
@@ -162,8 +186,23 @@ class Trainer:
                 self.losses.add(step, count, losses)
                 self.console.tick(step)
                 left = self._do(state, step, self._due(step))
-                if left or (self.ballot.count(vote) and step < steps):
+                ended = step == steps or self.early.over
+                if left or (self.ballot.count(vote) and not ended):
                     return self._stopped(state, step, left)
+                if ended:
+                    break
+        return self._finish(step)
+
+    def _early(self, meta: dict[str, Any]) -> Early:
+        identity = evaluate.identity(self.experiment, self.evaluator)
+        return Early(self.options, self.mode, identity, meta.get("early"))
+
+    def _ended(self, state: TrainState, step: int) -> int:
+        """What a run leaves that has ended early, where a smaller patience says so only now."""
+        folder = evaluate.eval_folder(self.workdir, self.experiment, self.evaluator, step)
+        if not peers.gather((folder / "metrics.json").exists())[0]:
+            if left := self._do(state, step, [PICTURES, GRID]):
+                return self._stopped(state, step, left)
         return self._finish(step)
 
     def _hyper(self, first: int) -> np.ndarray:
@@ -214,8 +253,13 @@ class Trainer:
                     self._log(step)
                 elif to_do[0] == EVALUATION:
                     means = self._evaluate(state, step)
+                    over = self.early.over
                     if self._better(step, means) and SAVE not in to_do:
                         to_do.append(SAVE)
+                    if self.early.over and not over and step < self.options.steps:
+                        to_do[1:] = [PICTURES, GRID, SAVE]
+                elif to_do[0] == PICTURES:
+                    self._pictures(state, step)
                 elif to_do[0] == GRID:
                     self._sample(state, step)
                 elif checkpoint.latest(self.manager) != step:
@@ -232,6 +276,8 @@ class Trainer:
         # Not at an end that a longer run would not have.
         if self.plateau and step and step % self.options.eval_every == 0:
             self.plateau.update(value)
+        if step and step % self.options.eval_every == 0:
+            self.early.update(value, step)
         if not step or not math.isfinite(value):
             return False
         sign = 1 if self.mode == "min" else -1
@@ -275,6 +321,9 @@ class Trainer:
     def _write(self, step: int, split: str, scalars: dict[str, float]) -> None:
         if self.log:
             self.log.write(step, step * self.options.batch_size, split, scalars)
+        if self.board:
+            with self._room():
+                self.board.write({"step": step, "split": split, **scalars})
 
     def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
         gen = checkpoint.split(state)["gen"]
@@ -289,12 +338,20 @@ class Trainer:
         evaluate.show(self.console, self.experiment, self.evaluator, step, result)
         return result.means
 
+    def _pictures(self, state: TrainState, step: int) -> None:
+        """Of an evaluation that turned out to be the last."""
+        with self.ledger.on("evaluation"):
+            gen = checkpoint.split(state)["gen"]
+            evaluate.write(self.workdir, self.experiment, self.evaluator, step, gen)
+
     def _sample(self, state: TrainState, step: int) -> None:
         with self.ledger.on("evaluation"):
             picture = self.evaluator.grid(checkpoint.split(state)["gen"])
             if peers.first():
                 with self._room():
                     report.save_png(self.workdir / "samples" / f"{step}.png", picture)
+                    if self.board:
+                        self.board.image(step, picture)
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
@@ -325,6 +382,8 @@ class Trainer:
             meta["replaced"] = self._substituted()
         if self.plateau:
             meta["plateau"] = self.plateau.saved()
+        if self.options.early_stop:
+            meta["early"] = self.early.saved()
         with self.ledger.on("saves"):
             meta["seconds"] = self.ledger.saved()
             checkpoint.save(self.manager, state, meta, means)
@@ -334,6 +393,9 @@ class Trainer:
         if not self.log:
             return False
         self._check_lock()
+        if self.board:
+            with self._room():
+                self.board.sync()
         return self.log.sync()
 
     def _settle(self) -> None:
@@ -384,7 +446,9 @@ class Trainer:
 
     def _finish(self, step: int) -> int:
         self._saved(step)
-        folder = evaluate.eval_folder(self.workdir, self.experiment, step)
+        if self.early.over and step < self.options.steps:
+            self.console.note(self.early.told(step))
+        folder = evaluate.eval_folder(self.workdir, self.experiment, self.evaluator, step)
         rows = [
             ("grid", self.workdir / "samples" / f"{step}.png"),
             ("pictures", folder / "index.html"),
@@ -453,6 +517,8 @@ def _record(experiment: Experiment, workdir: AnyPath, changes: dict[str, list[An
             (f"eval ({experiment.eval.split})", experiment.eval_frames),
         )
     }
-    target = experiment.train_frames.forms[1]._asdict()  # what a translation is stored as
-    entry = {**report.environment(), "data": data, "target": target, "config_changes": changes}
-    report.write_run(workdir, entry)
+    source, target = (form._asdict() for form in experiment.train_frames.forms)
+    forms = {"source": source, "target": target}  # what pictures and translations are stored as
+    report.write_run(
+        workdir, {**report.environment(), "data": data, **forms, "config_changes": changes}
+    )

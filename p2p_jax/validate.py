@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 
+from p2p_jax import board
 from p2p_jax.config import Config, flatten
-from p2p_jax.data import SOURCES, DataOptions, Fit, read_palette
+from p2p_jax.data import PREPROCESS, SOURCES, DataOptions, Fit, read_palette
+from p2p_jax.figures import small
 from p2p_jax.losses import ADVERSARIAL
 from p2p_jax.metrics import SSIM_WINDOW
 from p2p_jax.models.bands import LEAST
@@ -88,6 +90,7 @@ def validate(config: Config, training: bool = True) -> list[str]:
         *(_spatial(config) if training else ()),
         *(_penalty(flat) if training else ()),
         *_data(config),
+        *(board.problems() if training and config.train.tensorboard else ()),
     ]
 
 
@@ -170,10 +173,12 @@ def _sizes(config: Config) -> Iterator[str]:
             f"model.discriminator.layers: {disc.layers} layers need at least {_least(config)} "
             f"pixels a side{' at every scale' * (disc.scales > 1)}, data.crop_size is {crop}"
         )
-    uses = {"eval.metrics": "ssim" in config.eval.metrics, "loss.ssim": config.loss.ssim}
-    for key, used in uses.items():
-        if used and min(crop) < SSIM_WINDOW:
-            yield f"{key}: ssim needs at least {SSIM_WINDOW} pixels, data.crop_size is {crop}"
+    if config.loss.ssim and min(crop) < SSIM_WINDOW:
+        yield f"loss.ssim: ssim needs at least {SSIM_WINDOW} pixels, data.crop_size is {crop}"
+    # Cropped to train on, whole images may be larger; what they are, `build` sees.
+    if PREPROCESS[mode].fit != "crop" or PREPROCESS[mode].resize == "both":
+        for text in small(config.eval.metrics, crop, config.eval.lpips_backbone):
+            yield f"eval.metrics: {text}, data.crop_size is {crop}"
 
 
 def _least(config: Config) -> int:
@@ -210,7 +215,10 @@ def _generator(config: Config) -> Iterator[str]:
         )
     bad = [k for k in chosen.dropout if not 1 <= k < depth]
     if levels and bad:
-        yield f"model.generator.dropout: blocks {bad} are not in [1, {depth - 1}]"
+        yield (
+            f"model.generator.dropout: blocks {bad} are not in [1, {depth - 1}]; leave it empty "
+            "for no dropout"
+        )
 
 
 def _near(size: int, step: int) -> int:

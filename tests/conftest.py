@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,6 +25,11 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["P2P_JAX_TESTS
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
+
+# Where a script runs the tests in the background, Ctrl-C is ignored, and would be by every process
+# that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A silently broadcast [b] against [b, 1] is a wrong loss; let it raise.
 jax.config.update("jax_numpy_rank_promotion", "raise")

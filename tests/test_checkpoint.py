@@ -562,7 +562,8 @@ def test_nor_by_the_real_step(tmp_path):
     command = parse([CONFIG, f"--workdir={tmp_path}"])
     experiment = build(command.config, lambda text: None)
     trainer = Trainer(experiment, tmp_path, Console())
-    step_fn, state, *_ = begin(experiment, trainer.manager, trainer.console, trainer.ledger)
+    begun = begin(experiment, trainer.manager, trainer.console, trainer.ledger, lambda meta: False)
+    step_fn, state, *_ = begun
     rng = np.random.default_rng(0)
     shape = (4, 4, 32, 32, 3)
     batch = tuple(rng.integers(0, 256, shape).astype(np.uint8) for _ in range(2))

@@ -12,6 +12,7 @@ from running import ROOT, finished, get_config
 from p2p_jax import build, data, networks, report
 from p2p_jax.config import ConfigError, base, coerce, field_changes, flatten, merge
 from p2p_jax.data import PREPROCESS, DataOptions
+from p2p_jax.figures import directions
 from p2p_jax.flags import parse, saved_config
 from p2p_jax.models.norms import NORMS
 from p2p_jax.models.options import DiscriminatorOptions, GeneratorOptions
@@ -76,8 +77,10 @@ def test_a_key_without_use_would_be_noticed():
     assert not _read_somewhere("data.canny_low")
 
 
-@pytest.mark.parametrize(("options", "where"), [(build.TrainOptions, ("train", "begin")),
-                                                (build.EvalOptions, ("evaluate",))])  # fmt: skip
+@pytest.mark.parametrize(("options", "where"), [
+    (build.TrainOptions, ("train", "begin", "early")),
+    (build.EvalOptions, ("evaluate", "measures")),
+])  # fmt: skip
 def test_what_build_hands_on_is_used(options, where):
     text = "".join((ROOT / "p2p_jax" / f"{name}.py").read_text() for name in where)
     unused = [f for f in options.__dataclass_fields__
@@ -270,6 +273,12 @@ def test_the_tiny_config_has_no_problem():
         ("data.load_size", (40, 40, 40), ["(height, width), both above 0"]),
         ("seed", 2**32, ["in [0, 2**32)"]),
         ("eval.metrics", (), ["at least one"]),
+        ("eval.bootstrap", -1, ["0 (no intervals)"]),
+        ("eval.seeds", 0, ["in [1, 100]"]),
+        ("eval.kid_subset", 1, ["2 or more"]),
+        ("eval.kid_subsets", 1, ["2 or more"]),
+        ("eval.lpips_backbone", "alxe", ["did you mean 'alex'?"]),
+        ("train.early_stop", -1, ["0 (never) or more"]),
     ],
 )
 def test_a_value_that_is_not_allowed(key, value, hints):
@@ -299,6 +308,83 @@ def test_an_unknown_metric_is_named_once_more_for_the_best():
     problems = _problems(eval__metrics=("l1", "sim"))
     assert "did you mean 'ssim'?" in problems[0]
     assert any("train.best" in p for p in _problems(eval__metrics=("psnr",)))
+
+
+def _evaluated(**values):
+    """Problems of the photo-sized config with such keys."""
+    common = {"data__crop_size": (256, 256), "data__load_size": (256, 256)}
+    found = _problems(**common | {f"eval__{k}": v for k, v in values.items()})
+    return [p for p in found if "synthetic pairs" not in p]
+
+
+def test_figures_need_what_they_are_made_with(tmp_path):
+    (one,) = _evaluated(metrics=("l1", "fid", "kid"))
+    assert one.startswith("eval.inception: needed for fid, kid in eval.metrics")
+    (one,) = _evaluated(metrics=("l1", "fid"), inception="/nowhere/at/all.pth")
+    assert one.startswith("eval.inception: '/nowhere/at/all.pth' is not a file; fid")
+    assert [p.split(":")[0] for p in _evaluated(metrics=("l1", "lpips"))] == [
+        "eval.lpips", "eval.lpips_network",
+    ]  # fmt: skip
+    for name in ("weights.pth", "lin.pth"):
+        (tmp_path / name).write_bytes(b"")
+    files = {"lpips": str(tmp_path / "lin.pth"), "lpips_network": str(tmp_path / "weights.pth")}
+    assert _evaluated(metrics=("l1", "lpips"), **files) == []
+    (one,) = _evaluated(metrics=("l1", "iou"))
+    assert one.startswith("eval.metrics: iou needs to know classes")
+    (one,) = _evaluated(metrics=("l1", "fcn"))
+    assert one.startswith("eval.segmenter: needed for fcn")
+    (one,) = _evaluated(metrics=("l1", "fcn"), segmenter=str(tmp_path))
+    assert "holds no config.json" in one
+    report.write_json(tmp_path / "config.json", get_config().to_dict())
+    (one,) = _evaluated(metrics=("l1", "fcn"), segmenter=str(tmp_path))
+    assert "is not a run from photos to class labels" in one
+    labels = {"task": "labels", "labels": "target"}
+    report.write_json(tmp_path / "config.json", {"data": labels})
+    assert _evaluated(metrics=("l1", "fcn"), segmenter=str(tmp_path)) == []
+
+
+def test_all_that_figures_lack_is_told_at_once():
+    problems = _problems(eval__metrics=("fid", "lpips", "iou", "fcn", "ms_ssim", "sim"))
+    text = "\n".join(problems)
+    for start in ("eval.inception:", "eval.lpips:", "eval.lpips_network:", "eval.segmenter:",
+                  "eval.metrics: iou", "eval.metrics: 'sim'", "train.best: 'l1'"):  # fmt: skip
+        assert start in text
+
+
+def test_classes_are_named_by_colours_or_by_the_task():
+    named = {"eval__metrics": ("l1", "iou"), "data__palette": "#0000aa #ff0000"}
+    assert _problems(**named) == []
+    assert _one(**named | {"data__palette": "#0000aa #xyz"}).startswith("data.palette: entry 1")
+    assert "of 3 channels" in _one(**named, data__channels=(3, 4))
+    assert "iou compares classes" in _one(**named, data__task="grey")
+
+
+def test_figures_of_colours_need_colours():
+    assert "lab judge colours or grey" in _one(eval__metrics=("l1", "lab"), data__channels=(3, 5))
+    assert _problems(eval__metrics=("l1", "lab")) == []
+
+
+def test_images_too_small_for_several_scales():
+    problem = _one(eval__metrics=("l1", "ms_ssim"))
+    assert problem.startswith("eval.metrics: ms_ssim needs at least 1")
+    assert _evaluated(metrics=("l1", "ms_ssim")) == []
+
+
+def test_the_best_is_one_of_the_figures():
+    assert _problems(train__best="lab_a", eval__metrics=("lab", "l1")) == []
+    problem = _one(train__best="mean_iou")
+    assert problem.startswith("train.best: 'mean_iou' is not known without iou in eval.metrics")
+    assert "did you mean 'lab_l'?" in _one(train__best="labl")
+    for figure, mode in {"fid": "min", "lab_l": "max", "fcn_mean_iou": "max"}.items():
+        assert directions(("fid", "lab", "fcn"))[figure] == mode
+
+
+def test_several_seeds_need_something_random():
+    assert _problems(eval__seeds=3) == []
+    assert "as eval.dropout is False" in _one(eval__seeds=3, eval__dropout=False)
+    none = {"eval__seeds": 3, "model__generator__dropout": ()}
+    assert "has no dropout and no noise" in _one(**none)
+    assert _problems(**none, model__generator__noise=1) == []
 
 
 def test_crop_larger_than_load():
@@ -530,6 +616,7 @@ def test_no_change_is_none():
         {"data.cache": "host"}, {"data.threads": 3}, {"data.prepared_dir": "/x"},
         {"train.keep": 5}, {"train.best": "psnr"}, {"train.init_from": "/x"},
         {"train.init_nets": "generator"}, {"data.cache": "device"}, {"data.cache_share": 0.1},
+        {"train.early_stop": 3}, {"eval.bootstrap": 0},
         {"train.accumulate": 2}, {"train.remat": "activations"},
     ],
     ids=lambda change: next(iter(change)),

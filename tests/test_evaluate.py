@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import shutil
@@ -13,15 +14,21 @@ from helpers import quick_jit, turned
 from PIL import Image
 from running import STEPS, blocks, files, finished, get_config, start
 
-from p2p_jax import checkpoint, pictures, report
+from p2p_jax import checkpoint, inference, pictures, report
 from p2p_jax.build import build
 from p2p_jax.config import merge
-from p2p_jax.data import DataError
-from p2p_jax.evaluate import Evaluator
+from p2p_jax.console import Console
+from p2p_jax.data import SOURCES, DataError
+from p2p_jax.data.labels import Labels, to_indices
+from p2p_jax.distances import frechet
+from p2p_jax.evaluate import Evaluator, eval_folder, identity
 from p2p_jax.flags import saved_config
+from p2p_jax.images import resize
 from p2p_jax.main import main
+from p2p_jax.networks import make_gan
+from p2p_jax.scores import Judge, Judges
 from p2p_jax.state import init
-from p2p_jax.validate import validate
+from p2p_jax.validate import resolved, validate
 
 COUNT, SIZE, SHOWN = 5, 32, 3
 
@@ -284,14 +291,17 @@ def test_targets_that_are_classes_come_as_numbers_beside_their_colours(tmp_path)
         return palette[blocks(seed, size)[..., 0] % 3] if seed[0] else blocks(seed, size)
 
     made = _trees(tmp_path / "data", [(32, 32)] * 2, make=make)
-    _, out = _fresh(
-        tmp_path, data__source="labels", data__labels="target",
+    result, out = _fresh(
+        tmp_path, data__source="labels", data__task="labels", data__labels="target",
         data__palette="#0000aa #ff0000 #0ac81e", loss__cross_entropy=1.0,
+        eval__metrics=("l1", "iou"),
     )  # fmt: skip
     for i in range(2):
         numbers = _read(out / "classes" / f"{i}.png")
         assert numbers.dtype == np.uint8 and numbers.shape == (32, 32)
         assert set(np.unique(numbers)) <= {0, 1, 2}
+        same = (palette[numbers] == made[1, i]).all(-1).mean()
+        assert result.examples[i]["eval/pixel_accuracy"] == pytest.approx(same)
         assert (palette[numbers] == _read(out / "images" / f"{i}.png")).all()
         assert (_read(out / "target" / f"{i}.png") == made[1, i]).all()
     assert not (out / "classes").joinpath("0.npy").exists()
@@ -319,7 +329,255 @@ def test_photos_without_targets_are_translated_by_a_trained_run(tmp_path, capsys
     assert not any(name.startswith("eval/") for name in metrics)
     assert metrics["per_example"] == [{"name": "a"}, {"name": "sub/b"}]
     page = (out / "index.html").read_text()
-    assert "repeat(2, 1fr)" in page and "target" not in page.partition("<main")[2]
+    assert '"heads":["source","output"]' in page
+
+
+# --- figures of the whole -----------------------------------------------------------------------
+
+PALETTE = "#0000aa #ff0000 #0ac81e"
+COLOURS = np.array([[0, 0, 170], [255, 0, 0], [10, 200, 30]], np.uint8)
+ALL = ("l1", "lab", "iou", "fcn")
+
+
+def _coloured(seed, size):
+    return COLOURS[blocks(seed, size)[..., 0] % 3]
+
+
+def _segmenter(folder):
+    """The folder of a run from photos to classes, as it begins."""
+    config = merge(get_config(), {
+        "data.source": "labels", "data.task": "labels", "data.labels": "target",
+        "data.path": "elsewhere", "data.palette": PALETTE, "data.load_size": (18, 18),
+        "data.crop_size": (16, 16), "model.generator.depth": 2, "model.generator.dropout": (),
+        "model.init_gain": 0.5, "train.ema_decay": 0.0,
+    })  # fmt: skip
+    report.write_json(folder / "config.json", resolved(config).to_dict())
+    state = quick_jit(lambda: init(make_gan(config), 3))()._replace(step=np.int32(7))
+    manager = checkpoint.open_manager(folder, 2, lambda: None)
+    checkpoint.save(manager, state, {}, None)
+    checkpoint.close(manager)
+    return folder
+
+
+@functools.cache
+def _judged(tmp_path, devices, batch, sizes=((32, 32),) * 5, **changes):
+    """An evaluation by all that looks at the whole, of pairs of label maps."""
+    if not (tmp_path / "data").exists():
+        _trees(tmp_path / "data", sizes, make=_coloured)
+        _segmenter(tmp_path / "segmenter")
+    values = {
+        "data.source": "paired_folders", "data.path": str(tmp_path / "data"),
+        "data.prepared_dir": str(tmp_path / "prepared"), "data.load_size": (32, 32),
+        "data.max_examples": 0, "data.palette": PALETTE, "model.generator.depth": 2,
+        "model.generator.dropout": (1,), "model.init_gain": 0.5, "mesh.devices": devices,
+        "eval.batch_size": batch, "eval.metrics": ALL, "eval.examples": 0, "eval.bootstrap": 40,
+        "eval.segmenter": str(tmp_path / "segmenter"), "train.batch_size": 4,
+    }  # fmt: skip
+    values |= {key.replace("__", "."): value for key, value in changes.items()}
+    config = merge(get_config(), values)
+    assert validate(config) == []
+    experiment = build(config, lambda text: None)
+    evaluator = Evaluator(experiment, warn=pytest.fail)
+    state = quick_jit(lambda: init(experiment.gan, 0))()
+    gen = jax.tree.map(np.asarray, checkpoint.split(state)["gen"])
+    return experiment, evaluator, evaluator(gen, tmp_path / f"out{devices}{batch}")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("judged")
+
+
+def _same(one, other):
+    for found, wanted in ((other.means, one.means), (other.real, one.real)):
+        assert found == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+    assert other.intervals.keys() == one.intervals.keys()
+    for name, ends in one.intervals.items():
+        assert other.intervals[name] == pytest.approx(ends, rel=1e-6, abs=1e-6)
+    for found, wanted in zip(other.examples, one.examples, strict=True):
+        assert found.pop("name") == wanted.pop("name") and found.keys() == wanted.keys()
+        assert found == pytest.approx(wanted, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_figures_of_the_whole_do_not_depend_on_batches_or_devices(place):
+    _, _, one = _judged(place, 1, 1)
+    assert {"eval/lab_l", "eval/mean_iou", "eval/fcn_mean_iou"} <= one.means.keys()
+    for devices, batch in ((1, 3), (4, 4)):
+        other = _judged(place, devices, batch)[2]
+        _same(copy.deepcopy(one), copy.deepcopy(other))
+
+
+@pytest.mark.slow
+def test_classes_are_those_of_the_nearest_colours_of_the_pictures(place):
+    experiment, evaluator, result = _judged(place, 1, 1)
+    labels = Labels(tuple(map(tuple, COLOURS.tolist())), 3, 255)
+    confused = np.zeros((3, 3))
+    for row in result.examples:
+        fake, target = (
+            to_indices(_read(place / "out11" / kind / f"{row['name']}.png"), labels)
+            for kind in ("images", "target")
+        )
+        np.add.at(confused, (target.reshape(-1), fake.reshape(-1)), 1)
+        assert row["eval/pixel_accuracy"] == pytest.approx((fake == target).mean())
+    right, wanted, given = np.diag(confused), confused.sum(1), confused.sum(0)
+    iou = right / (wanted + given - right)
+    assert result.means["eval/pixel_accuracy"] == pytest.approx(right.sum() / confused.sum())
+    assert result.means["eval/mean_iou"] == pytest.approx(iou.mean())
+    assert result.means["eval/iou/#ff0000"] == pytest.approx(iou[1])
+    assert result.means["eval/class_accuracy"] == pytest.approx((right / wanted).mean())
+    # The best constant label map has in each pixel the class that most targets have.
+    targets = np.stack([to_indices(experiment.eval_frames[i].target, labels) for i in range(5)])
+    most = np.stack([(targets == k).sum(0) for k in range(3)]).max(0)
+    assert evaluator.baseline["eval/pixel_accuracy"] == pytest.approx(most.mean() / 5)
+
+
+@pytest.mark.slow
+def test_a_segmenter_of_this_framework_judges_photos(place):
+    """By hand: resized, translated to classes, and compared with the source's classes."""
+    _, evaluator, result = _judged(place, 1, 1)
+    run = inference.restore(place / "segmenter")
+    labels = Labels(tuple(map(tuple, COLOURS.tolist())), 3, 255)
+    assert run.step == 7
+
+    def accuracy(kind):
+        right = []
+        for row in result.examples:
+            photo, source = (
+                _read(place / "out11" / k / f"{row['name']}.png") for k in (kind, "source")
+            )
+            small = resize(np.asarray(photo, np.float32)[None], (16, 16))
+            made = run.gan.generator.apply(
+                {"params": run.params, "stats": run.stats}, small / 127.5 - 1, None, False
+            )
+            wanted = to_indices(source, labels)[1::2, 1::2, 0]  # nearest: centres lie on edges
+            right.append(np.asarray(made).argmax(-1)[0] == wanted)
+        return np.mean(right)
+
+    assert result.means["eval/fcn_pixel_accuracy"] == pytest.approx(accuracy("images"), abs=2e-3)
+    assert result.real["eval/fcn_pixel_accuracy"] == pytest.approx(accuracy("target"), abs=2e-3)
+    assert "segmenter" in evaluator.measures.about(5)["eval/fcn_mean_iou"]
+    assert evaluator.measures.identity["segmenter"].endswith("at step 7")
+
+
+@pytest.mark.slow
+def test_networks_of_others_judge_what_was_made(place, monkeypatch):
+    """With a network that averages blocks in the place of Inception."""
+
+    def features(params, images):
+        blocks = images.reshape(len(images), 2, images.shape[1] // 2, 2, -1, 3)
+        return params * blocks.mean((2, 4)).reshape(len(images), -1)
+
+    loaded = []
+
+    def load(*files):
+        loaded.append(files)
+        return Judges(Judge(np.full((1, 1), 3, np.float32), "weights.pth (sha256 0123)"))
+
+    monkeypatch.setattr("p2p_jax.scores.inception.features", features)
+    monkeypatch.setattr("p2p_jax.build.load_judges", load)
+    (place / "weights.pth").write_bytes(b"")
+    changes = {"eval__metrics": ("l1", "fid", "kid"), "eval__inception": str(place / "weights.pth")}
+    _, evaluator, one = _judged(place, 1, 1, **changes)
+    assert loaded == [(str(place / "weights.pth"), "", "", "alex")]
+    rows = [np.stack([_read(place / "out11" / kind / f"{i}.png") for i in range(5)]) / 255
+            for kind in ("images", "target")]  # fmt: skip
+    made, real = (np.asarray(features(3, x)).astype(np.float64) for x in rows)
+    assert one.means["eval/fid"] == pytest.approx(frechet(made, real), rel=1e-4)
+    assert {"eval/kid", "eval/kid_se"} <= one.means.keys()
+    assert one.intervals.keys() == {"eval/l1"} == set(one.examples[0]) - {"name"}
+    assert evaluator.baseline.keys() == {"eval/l1"}
+    about = evaluator.measures.about(5)
+    for name in ("eval/fid", "eval/kid"):
+        assert "weights.pth (sha256 0123)" in about[name] and "5 outputs" in about[name]
+    assert evaluator.measures.identity == {"inception": "weights.pth (sha256 0123)"}
+    other = _judged(place, 4, 4, **changes)[2]
+    assert other.means == pytest.approx(one.means, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_images_of_several_sizes_are_judged_alike(tmp_path):
+    sizes = ((40, 32), (24, 60), (33, 20), (32, 64), (40, 32))
+    changes = {"data__preprocess": "pad", "data__crop_size": (48, 64), "data__load_size": (36, 34)}
+    one = _judged(tmp_path, 1, 1, sizes, **changes)[2]
+    assert one.real and one.means["eval/pixel_accuracy"] > 0
+    _same(copy.deepcopy(one), copy.deepcopy(_judged(tmp_path, 2, 4, sizes, **changes)[2]))
+
+
+@pytest.mark.slow
+def test_seeds_of_dropout_are_averaged_and_their_spread_is_told():
+    one = [_result(**ONE, seed=seed) for seed in (0, 1)]
+    both = _result(**ONE, eval__seeds=2)
+    for name, mean in both.means.items():
+        values = [result.means[name] for result in one]
+        assert mean == pytest.approx(np.mean(values), rel=1e-9)
+        assert both.spread[name] == pytest.approx(np.std(values, ddof=1), rel=1e-9)
+    np.testing.assert_allclose(_rows(both), np.mean([_rows(r) for r in one], 0), rtol=1e-9)
+    assert one[0].spread == {}
+
+
+def test_intervals_hold_the_means_and_are_the_same_each_time():
+    one = _result(**ONE)
+    assert one.intervals.keys() == one.means.keys()
+    values = np.array([row["eval/l1"] for row in one.examples])
+    low, high = one.intervals["eval/l1"]
+    assert values.min() <= low < one.means["eval/l1"] < high <= values.max()
+    evaluator, gen = _made(**ONE)[1:]
+    assert (
+        evaluator(gen).intervals
+        == one.intervals
+        == {name: tuple(ends) for name, ends in _metrics()["intervals"].items()}
+    )
+    assert _result(**ONE, eval__bootstrap=0).intervals == {}
+
+
+def test_figures_found_before_are_not_overwritten_by_fewer(tmp_path):
+    experiment, evaluator, _ = _made(**ONE)
+    folder = tmp_path / "eval" / "val" / "3"
+    assert eval_folder(tmp_path, experiment, evaluator, 3) == folder
+    found = {k: v for k, v in identity(experiment, evaluator).items() if v is not None}
+    for better, name in (({"eval/l1": "min"}, "3"), ({"eval/fid": "min"}, "3_2")):
+        report.write_json(folder / "metrics.json", found | {"better": better})
+        assert eval_folder(tmp_path, experiment, evaluator, 3).name == name
+    report.write_json(folder / "metrics.json", found | {"better": {}, "seeds": 3})
+    assert eval_folder(tmp_path, experiment, evaluator, 3).name == "3_2"
+
+
+def test_the_console_is_told_in_short(capsys):
+    figures = {"eval/l1": 0.2, "eval/fcn_mean_iou": 0.5, "eval/iou/#0000aa": 0.25}
+    figures |= {"eval/iou/#ff0000": 0.75, "eval/fid": 60.0}
+    Console().evaluation(
+        3, "val", 50, figures, {"eval/l1": 0.3}, "copy",
+        intervals={"eval/l1": (0.19, 0.21)}, spread={"eval/l1": 0.001},
+        real={"eval/fcn_mean_iou": 0.8}, about={"eval/fid": "FID: weights.pth, 50 outputs"},
+    )  # fmt: skip
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluation at step 3: val, 50 examples",
+        "  l1            0.2       (copy: 0.3)  [0.19, 0.21]  ±0.001 over seeds",
+        "  fcn_mean_iou  0.5       (real photos: 0.8)",
+        "  fid           60        (copy: -)",
+        "  iou: #0000aa 0.25, #ff0000 0.75",
+        "  fid: FID: weights.pth, 50 outputs",
+    ]
+
+
+def test_no_image_is_an_error(monkeypatch):
+    opened = SOURCES["synthetic"].open
+
+    def empty(options, log):
+        splits = opened(options, log)
+        return splits._replace(eval=type("Empty", (), {"__len__": lambda self: 0})())
+
+    monkeypatch.setitem(SOURCES, "synthetic", SOURCES["synthetic"]._replace(open=empty))
+    with pytest.raises(DataError, match=r"data\.eval_split: 'val' holds no image to evaluate"):
+        build(get_config(), lambda text: None)
+
+
+@pytest.mark.parametrize(("name", "least"), [("fid", 2), ("kid", 4)])
+def test_too_few_images_for_a_distribution_are_an_error(name, least):
+    config = merge(get_config(), {"eval.metrics": ("l1", name), "eval.examples": least - 1})
+    with pytest.raises(DataError, match=f"{name} needs at least {least} images to evaluate"):
+        build(config, lambda text: None)
 
 
 # --- what it leaves ------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def _first(tmp_path, *flags):
     trainer = Trainer(build(command.config, lambda text: None), tmp_path / "run", Console())
     try:
         _, state, meta, _ = begin(
-            trainer.experiment, trainer.manager, trainer.console, trainer.ledger
+            trainer.experiment, trainer.manager, trainer.console, trainer.ledger, lambda meta: False
         )
     finally:
         checkpoint.close(trainer.manager)

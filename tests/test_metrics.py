@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 from helpers import quick_jit
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from scipy.ndimage import correlate1d
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
-from p2p_jax.metrics import METRICS, l1, ssim
+from p2p_jax.metrics import METRICS, MS_SSIM_SIZE, l1, least_size, ms_ssim, ssim
 
 
 def run(name, fake, target):
@@ -47,11 +48,61 @@ def test_ssim_and_psnr_are_those_of_scikit_image(size, dtype, tolerance):
     assert np.abs(got[1] / wanted - 1).max() < tolerance
 
 
-def test_l1_is_a_mean_per_example():
+def test_l1_and_l2_are_means_per_example():
     fake, target = pairs((12, 16))
-    got = l1(fake.astype(np.float32), target.astype(np.float32))
-    assert got.shape == (4,)
-    assert np.allclose(got, np.abs(fake - target).mean((1, 2, 3)), rtol=1e-5)
+    got = [run(name, fake.astype(np.float32), target.astype(np.float32)) for name in ("l1", "l2")]
+    assert got[0].shape == got[1].shape == (4,)
+    assert np.allclose(got[0], np.abs(fake - target).mean((1, 2, 3)), rtol=1e-5)
+    each = [mean_squared_error(a, b) for a, b in zip(fake, target, strict=True)]
+    assert np.allclose(got[1], each, rtol=1e-5)
+
+
+def reference_ms_ssim(fake, target):
+    """Of images `[b, h, w, c]`, with SciPy's filters."""
+    kernel = np.exp(-np.square(np.arange(-5, 6) / 1.5) / 2)
+    kernel /= kernel.sum()
+
+    def blur(x):
+        x = correlate1d(correlate1d(x, kernel, 1), kernel, 2)
+        return x[:, 5:-5, 5:-5]
+
+    def halved(x):
+        x = correlate1d(correlate1d(x, [0.5, 0.5], 1, origin=-1, mode="nearest"), [0.5, 0.5], 2,
+                        origin=-1, mode="nearest")  # fmt: skip
+        return x[:, ::2, ::2]
+
+    result = 1
+    for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+        mu, nu = blur(fake), blur(target)
+        var = blur(fake**2) - mu**2 + blur(target**2) - nu**2
+        alike = (2 * (blur(fake * target) - mu * nu) + 9e-4) / (var + 9e-4)
+        if scale == 4:
+            alike *= (2 * mu * nu + 1e-4) / (mu**2 + nu**2 + 1e-4)
+        result = result * np.maximum(alike.mean((1, 2)), 0) ** weight
+        fake, target = halved(fake), halved(target)
+    return result.mean(-1)
+
+
+def test_ms_ssim_is_that_of_the_paper():
+    # The least, which is odd at each scale, and one that is even at some.
+    fake, target = pairs((MS_SSIM_SIZE, 178))
+    fake[3, ..., 0] = 1 - target[3, ..., 0]  # contrast the other way round counts as nothing
+    got = run("ms_ssim", fake.astype(np.float32), target.astype(np.float32))
+    wanted = reference_ms_ssim(fake, target)
+    assert wanted[0] > 0.99 and wanted[3] < 0.7
+    assert np.abs(got - wanted).max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(160, 161), (161, 160)])
+def test_an_image_too_small_for_all_scales_has_no_ms_ssim(size):
+    x = np.zeros((1, *size, 3), np.float32)
+    with pytest.raises(ValueError, match="161 pixels a side"):
+        ms_ssim(x, x)
+
+
+def test_the_least_sizes():
+    assert [least_size(name) for name in ("l1", "ssim", "ms_ssim", "fid")] == [1, 11, 161, 1]
+    assert least_size("lpips") == 31 and least_size("lpips", "vgg") == 16
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
@@ -64,6 +115,11 @@ def test_equal_images(level):
     assert np.allclose(run("ssim", x, x), 1, atol=1e-5)
 
 
+def test_equal_images_at_all_scales():
+    x = np.full((1, MS_SSIM_SIZE, MS_SSIM_SIZE, 1), 0.3, np.float32)
+    assert np.allclose(run("ms_ssim", x, x), 1, atol=1e-5)
+
+
 def test_opposite_images_are_the_worst():
     black, white = np.zeros((1, 12, 12, 3), np.float32), np.ones((1, 12, 12, 3), np.float32)
     assert l1(black, white)[0] == 1
@@ -72,9 +128,10 @@ def test_opposite_images_are_the_worst():
 
 
 def test_the_better_way_of_each():
-    fake, target = (x.astype(np.float32) for x in pairs((16, 16)))
-    assert set(METRICS) == {"l1", "psnr", "ssim", "accuracy"}
+    assert set(METRICS) == {"l1", "l2", "psnr", "ssim", "ms_ssim", "accuracy"}
     for name, metric in METRICS.items():
+        size = max(16, metric.least)
+        fake, target = (x.astype(np.float32) for x in pairs((size, size)))
         good, bad = run(name, fake, target)[[0, 3]]
         assert metric.mode == ("max" if good > bad else "min")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import html.parser
 import io
 import json
 import os
@@ -14,14 +13,12 @@ import resource
 import subprocess
 import sys
 import threading
-import urllib.parse
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from p2p_jax import console as consoles
-from p2p_jax import page as pages
 from p2p_jax import process, report
 
 ROWS = [("config", "[bold]odd[/bold] :smile:"), ("workdir", "a\udcff\x1b[31m")]
@@ -428,50 +425,3 @@ def test_a_tick_moves_the_bar_but_not_at_every_call(monkeypatch):
     text = _on_a_terminal(monkeypatch, 80, use)
     # One draw each, and one more by rich as it stops.
     assert re.findall(r"(\d+)/1000000", text) == ["2", "333", "333"]
-
-
-# The evaluation page.
-
-
-class _Reader(html.parser.HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.pictures, self.links, self.tags, self.rows, self.text = [], [], [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        self.tags.append(tag)
-        if tag == "img":
-            assert values["loading"] == "lazy"
-            self.pictures.append(values["src"])
-        self.links += [values[key] for key in ("src", "href") if key in values]
-        if "data-row" in values:
-            self.rows.append(json.loads(values["data-row"]))
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_the_page_links_its_pictures_and_survives_any_name(tmp_path):
-    names = ["plain", "a b#1?%41", '"><script>alert(1)</script>', "ünï&amp;", "sub/x", "\udcff"]
-    rows = [{"name": name, "l1": 0.5, "psnr": float("nan")} for name in names]
-    pages.write_eval_page(
-        tmp_path,
-        title="<b>val</b> $x",
-        metrics={"l1": 0.5, "psnr": 20.0},
-        baseline={"l1": 0.75},
-        baseline_name="best <constant>",
-        rows=rows,
-    )
-    text = (tmp_path / "index.html").read_text()
-    page = _Reader(text)
-    want = [f"{folder}/{name}.png" for name in names for folder in ("source", "images", "target")]
-    assert [os.fsdecode(urllib.parse.unquote_to_bytes(src)) for src in page.pictures] == want
-    assert all(re.fullmatch(r"[\w./%~-]+", link, re.ASCII) for link in page.links)
-    assert page.tags.count("script") == 1 and "b" not in page.tags[: page.tags.index("table")]
-    assert "<b>val</b> $x" in page.text and all(name in page.text for name in names[:-1])
-    assert page.rows == [{"name": name, "l1": 0.5, "psnr": None} for name in names]
-    assert "<td>0.5</td><td>0.75</td>" in text and "<td>20</td><td>-</td>" in text
-    assert page.tags.count("option") == 3
-    assert "http" not in text

@@ -158,7 +158,7 @@ def test_an_evaluation_that_was_left_is_done_on_resume(tmp_path, monkeypatch, ca
     real, asked = train.Evaluator, []
 
     class Left(real):
-        def __init__(self, experiment, stopping):
+        def __init__(self, experiment, stopping, warn):
             def now():
                 asked.append(1)
                 # The evaluation at step 0 asks 5 times, the grid 3 times; so this is step 7's.
@@ -166,7 +166,7 @@ def test_an_evaluation_that_was_left_is_done_on_resume(tmp_path, monkeypatch, ca
                     signal.raise_signal(signal.SIGTERM)
                 return stopping()
 
-            super().__init__(experiment, now)
+            super().__init__(experiment, now, warn)
 
     monkeypatch.setattr(train, "Evaluator", Left)
     assert main([CONFIG, f"--workdir={tmp_path}", ONE]) == 75

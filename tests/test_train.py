@@ -31,6 +31,7 @@ from p2p_jax.checkpoint import SaveFailed
 from p2p_jax.console import Console
 from p2p_jax.data import DataError, Feed, Fit, Form, Frames, IndexFeed, Pair, order
 from p2p_jax.data.substitute import Substituting
+from p2p_jax.early import Early
 from p2p_jax.ledger import KINDS, Ledger
 from p2p_jax.tally import Losses, NotFinite
 from p2p_jax.train import Trainer, plan
@@ -228,7 +229,8 @@ def test_what_failed_to_be_saved_is_not_the_best_to_compare_with(monkeypatch):
     monkeypatch.setattr(train.checkpoint, "settle", failed)
     names = {"metric": "eval/l1"}
     trainer = _trainer(
-        **names, mode="min", plateau=None, ledger=Ledger(0.0), console=Console(silent=True),
+        **names, mode="min", plateau=None, early=Early(OPTIONS, "min", {}),
+        ledger=Ledger(0.0), console=Console(silent=True),
         options=dataclasses.replace(OPTIONS, on_save_error="continue"),
         manager=types.SimpleNamespace(saving=(7, 5)),
         best=names | {"value": 0.1, "step": 7}, _best_before=names | {"value": 0.5, "step": 5},

@@ -72,7 +72,8 @@ class ResNet(nn.Module):
           ValueError: a size that cannot be halved twice and mirrored.
         """
         h, w = x.shape[1:3]
-        if h % self.size_step or w % self.size_step or min(h, w) < self.min_size:
+        # One by one: the least of two symbolic sizes, as exports have them, is undecidable.
+        if h % self.size_step or w % self.size_step or h < self.min_size or w < self.min_size:
             raise ValueError(f"{h}x{w} is not a multiple of {self.size_step} from {self.min_size}")
         style, base = self.style, self.base_features
         x = with_noise(x, keys, self.noise)

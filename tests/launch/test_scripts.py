@@ -240,7 +240,11 @@ def test_a_passphrase_is_asked_for_before_a_slice_costs(tmp_path):
 
 
 # A terminal, whose keys are what comes to standard input.
-_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+_TERMINAL = """
+import os, pty, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored below nohup: what hangs would be left behind
+sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
+"""
 
 
 def in_terminal(env: dict[str, str], action: str, *flags: str) -> subprocess.Popen[bytes]:
@@ -328,13 +332,19 @@ def test_a_signal_has_the_slice_save_and_is_not_restarted(tmp_path, number):
     ends = "until [ -e stopped ]; do sleep 0.02; done; sleep 0.1; exit 75"
     env = pretend(tmp_path, gcloud=[ends, "touch stopped"])
     line = ["bash", str(LAUNCH / "tpu_vm.sh"), "run", *SLICE, "--", *TRAIN]
-    with subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True) as it:
-        until = time.monotonic() + 20
-        while not (tmp_path / "calls").exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        time.sleep(0.2)
-        it.send_signal(number)
-        _, said = it.communicate(timeout=30)
+    with subprocess.Popen(
+        line, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as it:
+        try:
+            until = time.monotonic() + 20
+            while not (tmp_path / "calls").exists() and time.monotonic() < until:
+                time.sleep(0.02)
+            time.sleep(0.2)
+            it.send_signal(number)
+            _, said = it.communicate(timeout=30)
+        finally:
+            if it.poll() is None:
+                os.killpg(it.pid, signal.SIGKILL)
     assert it.returncode == 75, said
     assert kinds(tmp_path) == ["run", "stop"]
 
