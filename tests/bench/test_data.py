@@ -10,7 +10,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from p2p_jax.bench import data, jpegs, rates, rows
+from p2p_jax.bench import jpegs, rates, rows
 from p2p_jax.data import Frames, HostCache
 from p2p_jax.data.fitting import Fit
 from p2p_jax.data.sources import SyntheticSource
