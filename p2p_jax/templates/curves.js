@@ -140,13 +140,13 @@ function curves() {
     charts.push(chart(spec, state, (step) => charts.forEach((each) => each.show(step))));
     return charts.at(-1);
   }));
-  const main = data.curves.filter((spec) => /^(loss|eval)\//.test(spec.name)), more = data.curves.filter((spec) => !main.includes(spec));
+  const main = data.curves.filter((spec) => /^(loss|eval)\/[^/]+$/.test(spec.name)), more = data.curves.filter((spec) => !main.includes(spec));
   const slow = h("input", { type: "range", min: 0, max: 0.98, step: 0.02, value: 0, "aria-label": "Smoothing of the curves",
     oninput: () => { state.smooth = Number(slow.value); redraw(); } });
   const runs = data.runs.length < 2 ? null : h("div", { class: "legend" }, data.runs.map((run, i) => h("label", {},
     h("input", { type: "checkbox", checked: true, onchange: (event) => { state.off[event.target.checked ? "delete" : "add"](i); redraw(); } }), swatch(colour(i)), run.name)));
   const body = data.curves.length
-    ? [runs, make(main), more.length ? h("details", {}, h("summary", {}, `${more.length} more: speed and bookkeeping`), make(more)) : null]
+    ? [runs, make(main), more.length ? h("details", {}, h("summary", {}, `${more.length} more: ${more.some((spec) => /^eval\//.test(spec.name)) ? "single classes, " : ""}speed and bookkeeping`), make(more)) : null]
     : [h("p", { class: "empty" }, "There are no curves: metrics.jsonl holds no lines of training or evaluation.")];
   redraw();
   return h("section", { id: "curves" },
