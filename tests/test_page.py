@@ -337,6 +337,15 @@ def test_curves_are_drawn_read_and_scaled(tab, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_baseline_within_the_interval_is_neither_beaten_nor_missed(tab, tmp_path):
+    _write(tmp_path, _examples(tmp_path, ["a"]), baseline={"eval/l1": 0.14, "eval/psnr": 20.0})
+    opened = _open(tab, tmp_path)
+    unsure, without = (opened.inner_text(f".tile[data-name={name}]") for name in ("l1", "psnr"))
+    assert "0.14 \u2013 within the interval" in unsure and "beaten" not in unsure
+    assert "20 \u2013 not reached" in without
+
+
+@pytest.mark.slow
 def test_what_is_not_there_is_said(tab, tmp_path):
     rows = _examples(tmp_path / "photos", ["a"], targets=False)
     _write(tmp_path / "photos", rows, targets=False, log=[])

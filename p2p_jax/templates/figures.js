@@ -22,7 +22,9 @@ function spread(values, mean, band, baseline) {
 function beside(item) {
   if (item.baseline === null || item.baseline === undefined) return null;
   const gain = (item.values[0] - item.baseline) * (item.better === "max" ? 1 : -1);
-  const verdict = !item.better || !gain ? null : h("span", { class: gain > 0 ? "good" : "bad" }, gain > 0 ? " – beaten" : " – not reached");
+  const band = item.intervals[0], unsure = band && band[0] <= item.baseline && item.baseline <= band[1];
+  const verdict = !item.better || !gain ? null : unsure ? h("span", {}, " – within the interval")
+    : h("span", { class: gain > 0 ? "good" : "bad" }, gain > 0 ? " – beaten" : " – not reached");
   return h("p", { class: "small soft number" }, `${data.baselineName} ${figure(item.baseline)}`, verdict);
 }
 
