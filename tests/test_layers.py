@@ -231,6 +231,37 @@ LAYERS: dict[str, set[str] | object] = {
         *("command", "comparison", "config", "console", "evaluated", "page", "report", "storage"),
         *("thumbs", "words"),
     },
+    "space": {"config", "mesh", "validate", "words"},
+    "sweeping.tied": set(),
+    "sweeping.places": {"words"},
+    "sweeping.owners": {"process"},
+    "sweeping.study": {"process", "space", "sweeping.owners"},
+    "sweeping.child": {"report", "sweeping.places", "sweeping.tied"},
+    "sweeping.running": {
+        *("console", "process", "sweeping.child", "sweeping.places", "sweeping.study"),
+    },
+    "sweeping.controller": {
+        *("console", "process", "report", "sweeping.owners", "sweeping.places"),
+        *("sweeping.running", "sweeping.study"),
+    },
+    "sweeping.charts": {"page", "report", "storage", "sweeping.running", "sweeping.study"},
+    "sweeping.results": {
+        *("console", "report", "sweeping.charts", "sweeping.running", "sweeping.study"),
+    },
+    "sweeping.options": {
+        *("config", "figures", "flags", "space", "storage", "sweeping.places", "sweeping.study"),
+        *("validate", "words"),
+    },
+    "sweeping.record": {
+        *("config", "report", "sweeping.options", "sweeping.owners", "sweeping.study", "words"),
+    },
+    "sweeping.command": {
+        *("console", "process", "space", "sweeping.controller", "sweeping.options"),
+        *("sweeping.owners", "sweeping.record", "sweeping.results", "sweeping.running"),
+        "sweeping.study",
+    },
+    "sweeping": set(),
+    "sweep": {"command", "process", "sweeping.command", "words"},
     "demo_inks": {"config", "data", "data.synthetic"},
     "demo_pictures": {
         *("config", "data.decoding", "data.frames", "data.labels", "images", "storage"),

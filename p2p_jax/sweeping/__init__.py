@@ -1,0 +1,1 @@
+"""What `python -m p2p_jax.sweep` is made of."""
