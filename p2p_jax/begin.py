@@ -104,10 +104,10 @@ def begin(
     # Whether a run has ended early is known once its state is: then compiling waits for that.
     to_do = (checkpoint.latest(manager) or 0) < options.steps and not options.early_stop
     # Before the threads part: several processes must do what they do together in one order.
-    filled = _fill(experiment, console) if to_do else None
+    filled = fill(experiment, console) if to_do else None
     begun = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
-        compiling = pool.submit(_compile, experiment, abstract, filled) if to_do else None
+        compiling = pool.submit(compiled, experiment, abstract, filled) if to_do else None
         state, meta = restored(experiment, manager, console)
         step = int(state.step)
         if meta:
@@ -116,8 +116,8 @@ def begin(
             return Begun(None, state, meta, None)
         with ledger.on("compile"):
             if compiling is None:  # a checkpoint that was passed over was the last
-                filled = _fill(experiment, console)
-                compiling = pool.submit(_compile, experiment, abstract, filled)
+                filled = fill(experiment, console)
+                compiling = pool.submit(compiled, experiment, abstract, filled)
             step_fn = compiling.result()
             state = laid_out_for(step_fn, state)
     console.note(f"compiled in {time.monotonic() - begun:.0f} s")
@@ -167,17 +167,42 @@ def _initial(experiment: Experiment, console: Console, abstract: TrainState) -> 
     )
 
 
-def _compile(experiment: Experiment, abstract: TrainState, filled: Store | None) -> Any:
+def compiled(
+    experiment: Experiment, abstract: TrainState, filled: Store | None, members: int = 0
+) -> Any:
+    """The compiled step.
+
+    Args:
+      experiment: what is trained.
+      abstract: a run's state.
+      filled: the whole set on the devices, or None.
+      members: how many runs are trained at once; 0: one by itself. See `step.make_train_step`.
+    """
     rows, batch_size = experiment.train.steps_per_dispatch, experiment.train.batch_size
-    hyper = experiment.hyper(0, rows)
+    given = experiment.hyper(0, rows)
+    hyper: Any = jax.ShapeDtypeStruct(given.shape, given.dtype)
     count = jax.ShapeDtypeStruct((), np.int32)
     if filled:
         indices = jax.ShapeDtypeStruct((rows, batch_size), np.int32)
         batch, reader = (filled.arrays, indices), filled.reader
     else:
         batch, reader = _abstract_batch(experiment), STREAMED
-    step_fn = make_train_step(experiment.gan, experiment.mesh, rows, reader)
+    step_fn = make_train_step(experiment.gan, experiment.mesh, rows, reader, members)
+    if members:
+        one = (batch, reader.members) if filled else ((batch,), (reader.members,))
+        batch = [
+            tree if axis is None else _many(tree, members) for tree, axis in zip(*one, strict=True)
+        ]
+        batch = tuple(batch) if filled else batch[0]
+        abstract, hyper = _many((abstract, hyper), members)
     return step_fn.lower(abstract, batch, hyper, count).compile()
+
+
+def _many(tree: Any, members: int) -> Any:
+    """Shapes of an array for each member."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype, sharding=x.sharding), tree
+    )
 
 
 def _abstract_batch(experiment: Experiment) -> Batch:
@@ -191,7 +216,7 @@ def _abstract_batch(experiment: Experiment) -> Batch:
     return Batch(images[0], images[1], sizes)
 
 
-def _fill(experiment: Experiment, console: Console) -> Store | None:
+def fill(experiment: Experiment, console: Console) -> Store | None:
     """The whole set on the devices, where that is asked for.
 
     Raises:

@@ -204,6 +204,23 @@ def build(
     )
 
 
+def varied(experiment: Experiment, config: Config) -> Experiment:
+    """The same data and networks with the seed, the rates and the weights of another config.
+
+    Args:
+      experiment: from `build`.
+      config: that differs from its own in what `alike.problems` allows.
+    """
+    config, examples = resolved(config), len(experiment.train_frames)
+    return dataclasses.replace(
+        experiment,
+        config=config.to_dict(),
+        seed=config.seed,
+        hyper=_hyper(config, experiment.train.steps, examples),
+        plateau=_plateau(config),
+    )
+
+
 def _few_images(config: Config, splits: Splits) -> list[str]:
     """Nothing to evaluate, or too little for what is asked for."""
     count = len(splits.eval)

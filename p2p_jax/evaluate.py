@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import zlib
@@ -94,12 +95,16 @@ class Evaluator:
         )
         self._gallery = Gallery(experiment)
         self.measures = Measures(experiment, warn)
-        seeds = [(experiment.seed + k) % 2**32 for k in range(options.seeds)]
-        keys = [jax.random.key(seed, impl="threefry2x32") for seed in seeds]
-        self._keys = [mesh.put_key(experiment.mesh, key) for key in keys]
+        self._keys = _keys(experiment)
         self._frames = experiment.eval_frames
         count = min(options.sample_count, len(self._frames))
         self._shown = [int(i) for i in np.linspace(0, len(self._frames) - 1, count).round()]
+
+    def of(self, experiment: Experiment) -> Evaluator:
+        """One for an experiment that differs in its seed alone; what is compiled is shared."""
+        other = copy.copy(self)
+        other._experiment, other._keys = experiment, _keys(experiment)
+        return other
 
     def __call__(self, gen: Tree, folder: AnyPath | None = None) -> Evaluation:
         """Evaluates the split.
@@ -177,6 +182,13 @@ class Evaluator:
                 yield i, jax.tree.map(lambda x, row=row: x[row], images), kept[row]
             if self._stopping():
                 raise Interrupted
+
+
+def _keys(experiment: Experiment) -> list[jax.Array]:
+    """Of dropout and noise, by seed."""
+    seeds = [(experiment.seed + k) % 2**32 for k in range(experiment.eval.seeds)]
+    keys = [jax.random.key(seed, impl="threefry2x32") for seed in seeds]
+    return [mesh.put_key(experiment.mesh, key) for key in keys]
 
 
 def _in_order(here: dict[int, Any]) -> list[Any]:

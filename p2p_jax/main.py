@@ -20,25 +20,22 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     # Until `Stop` heeds it, Ctrl-C ends the process: raised in the callback of an import, it would
     # be told of and forgotten.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from p2p_jax import evaluate, finetune, peers, summary, train
+from p2p_jax import evaluate, finetune, peers, resuming, summary, train
 from p2p_jax.build import Experiment, build
 from p2p_jax.command import finish
-from p2p_jax.config import Config, ConfigError, field_changes, flatten
+from p2p_jax.config import flatten
 from p2p_jax.console import Console
-from p2p_jax.flags import Command, parse, saved_config
+from p2p_jax.flags import Command, parse
 from p2p_jax.ledger import Ledger
 from p2p_jax.process import Early, Stop
 from p2p_jax.report import last_start
 from p2p_jax.sharing import seen_by_all
-from p2p_jax.storage import AnyPath, is_remote
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,87 +55,6 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
-
-
-def _newest(workdir: AnyPath) -> int | None:
-    """The newest step that a run has a checkpoint of; 0 where its networks came from elsewhere."""
-    names = [step.name for step in (workdir / "checkpoints").glob("[0-9]*")]
-    # A save that was cut short leaves another name.
-    return max((int(name) for name in names if name.isdigit()), default=None)
-
-
-def _check_changes(command: Command) -> dict[str, list]:
-    """What differs from the config that the workdir was trained with.
-
-    Raises:
-      ConfigError: it makes another run of it, and that was not allowed.
-    """
-    newest = _newest(command.workdir)
-    if newest is None or not (command.workdir / "config.json").exists():
-        return {}
-    saved = saved_config(command.workdir)
-    _check_beginning(command, saved)
-    changes = field_changes(saved, command.config)
-    if newest == 0:  # nothing was trained yet: only the networks are given
-        networks = ("data.channels", "data.task", "train.precision", "train.ema_decay")
-        changes = [c for c in changes if c[0] in networks or c[0].startswith("model.")]
-    if changes and not command.allow_config_change:
-        rows = [f"{key}: {old!r} so far, {new!r} now" for key, old, new in changes]
-        raise ConfigError(
-            [
-                *rows,
-                f"--workdir: {command.workdir} was trained with another config; undo the change"
-                f"{'s' * (len(changes) > 1)}, use a new --workdir, or add --allow_config_change",
-            ]
-        )
-    return {key: [old, new] for key, old, new in changes}
-
-
-def _check_place(command: Command) -> None:
-    """Raises ConfigError where a run's own pictures would be among the photos it is trained on."""
-    data = command.config.data
-    if data.source not in ("colorization", "inpaint", "edges"):
-        return
-    if "://" in data.path or is_remote(command.workdir):
-        return
-    workdir = command.workdir.resolve()
-    path = Path(data.path).expanduser().resolve()
-    if workdir.is_relative_to(path) and not (path / data.train_split).is_dir():
-        raise ConfigError(
-            [
-                f"--workdir: {command.workdir} lies inside data.path, of which every picture is "
-                "trained on; choose a folder outside, or move the photos to "
-                f"{path / data.train_split}"
-            ]
-        )
-
-
-def _check_data(command: Command, experiment: Experiment, before: dict[str, Any]) -> None:
-    """Raises ConfigError where a run that has begun would go on with other training pairs."""
-    known = before.get("data", {}).get("train", {})
-    now, count = experiment.train_frames.fingerprint, len(experiment.train_frames)
-    if not _newest(command.workdir) or known.get("fingerprint", now) == now:
-        return
-    if not command.allow_config_change:
-        raise ConfigError(
-            [
-                f"data.path: the {count} training pairs are not the {known.get('examples')} that "
-                f"{command.workdir} was trained with so far: files were added, removed, renamed or "
-                "changed; undo that, use a new --workdir, or add --allow_config_change"
-            ]
-        )
-
-
-def _check_beginning(command: Command, saved: Config) -> None:
-    """Raises ConfigError where a run that has begun is to begin from another one."""
-    wanted = command.config.train.init_from
-    if wanted and wanted != saved.train.init_from:
-        raise ConfigError(
-            [
-                f"train.init_from: {command.workdir} has begun already, and cannot begin with the "
-                f"networks of {wanted}; leave it out, or use a new --workdir"
-            ]
-        )
 
 
 # What may differ between machines.
@@ -183,9 +99,9 @@ def _train(command: Command, console: Console, ledger: Ledger, stop: Stop) -> in
 
     def prepare() -> Experiment:
         nonlocal changes
-        _check_place(command)
-        changes = _check_changes(command)
-        if command.config.train.init_from and _newest(command.workdir) is None:
+        resuming.check_place(command)
+        changes = resuming.check_changes(command)
+        if command.config.train.init_from and resuming.newest(command.workdir) is None:
             finetune.check(command.config, console)
         return _built(command, console)
 
@@ -212,7 +128,7 @@ def _built(command: Command, console: Console) -> Experiment:
 
     experiment = build(command.config, log, training, before.get("target"))
     if training:
-        _check_data(command, experiment, before)
+        resuming.check_data(command, experiment, before)
     told = summary.rows(experiment, training)
     console.header([*told, ("workdir", str(command.workdir))])
     for note in experiment.notes:

@@ -23,10 +23,13 @@ class Reader(NamedTuple):
       take: from the argument, as one device sees it, the number of a step and the mesh axis, to
         this device's examples of the step: source and target `[b, h, w, c]` as stored, and their
         sizes int32 `[b, 2]` or None.
+      members: where runs are trained together, the axis of the argument over them (a prefix of its
+        tree): 0 for what each has of its own, None for what they share.
     """
 
     specs: Callable[[str], Any]
     take: Callable[[Any, Array, str], Examples]
+    members: Any
 
 
 def _row(x: Array, i: Array) -> Array:
@@ -41,7 +44,7 @@ def _streamed(batch: Any, i: Array, axis: str) -> Examples:
 
 # Of (source, target) or (source, target, sizes): images `[k, b, h, w, c]`, sizes `[k, b, 2]` or
 # None, the global batch b split over the devices.
-STREAMED = Reader(lambda axis: P(None, axis), _streamed)
+STREAMED = Reader(lambda axis: P(None, axis), _streamed, 0)
 
 
 def cached(shapes: tuple[Shape, Shape], rows: int | None = None) -> Reader:
@@ -55,9 +58,12 @@ def cached(shapes: tuple[Shape, Shape], rows: int | None = None) -> Reader:
       shapes: (h, w, c) of the frames of source and target.
       rows: how many each device holds, in the order of the mesh; None: each holds all.
     """
+    own = (None, 0)
     if rows is None:
-        return Reader(lambda axis: (P(), P(None, axis)), functools.partial(_replicated, shapes))
-    return Reader(lambda axis: (P(axis), P(None, axis)), functools.partial(_sharded, shapes, rows))
+        take = functools.partial(_replicated, shapes)
+        return Reader(lambda axis: (P(), P(None, axis)), take, own)
+    take = functools.partial(_sharded, shapes, rows)
+    return Reader(lambda axis: (P(axis), P(None, axis)), take, own)
 
 
 def _take(rows: Array, indices: Array) -> Array:

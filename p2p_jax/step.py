@@ -21,7 +21,7 @@ Tree = Any
 
 
 def make_train_step(
-    gan: Gan, mesh: Mesh, steps_per_dispatch: int, reader: Reader = STREAMED
+    gan: Gan, mesh: Mesh, steps_per_dispatch: int, reader: Reader = STREAMED, members: int = 0
 ) -> jax.stages.Wrapped:
     """The jitted function that trains for up to `steps_per_dispatch` updates.
 
@@ -30,8 +30,17 @@ def make_train_step(
     steps to do. State is donated. It returns the state and the losses
     `[k, len(gan.metric_names)]`, of which the first `count` rows hold.
 
+    With `members`, so many runs are trained at once, on a mesh of one device. State, what
+    `reader.members` tells of the batch, and `hyper` have them as their first axis; losses are a
+    tuple, an array for each.
+
     A loop with a traced trip count serves every count with one compilation.
+
+    Raises:
+      ValueError: members on several devices.
     """
+    if members and mesh.size > 1:
+        raise ValueError(f"members={members} are trained on one device, not on {mesh.size}")
 
     def dispatch(state: TrainState, batch: Any, hyper: Array, count: Array):
         def body(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
@@ -47,10 +56,15 @@ def make_train_step(
         losses = jnp.zeros((steps_per_dispatch, len(gan.metric_names)), hyper.dtype)
         return jax.lax.fori_loop(0, count, body, (state, losses))
 
-    held = specs(gan, mesh.shape[gan.axis]) if gan.shard_optimizer else P()
-    given = (reader.specs(gan.axis), P(), P())
+    def together(state: TrainState, batch: Any, hyper: Array, count: Array):
+        axes = (0, reader.members, 0, None)
+        state, losses = jax.vmap(dispatch, axes)(state, batch, hyper, count)
+        return state, tuple(losses)
+
+    held = specs(gan, mesh.shape[gan.axis]) if gan.shard_optimizer and not members else P()
+    given = (P() if members else reader.specs(gan.axis), P(), P())
     sharded = jax.shard_map(
-        dispatch,
+        together if members else dispatch,
         mesh=mesh,
         in_specs=(held, *given),
         out_specs=(held, P()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from p2p_jax.build import Experiment, TrainOptions
 from p2p_jax.checkpoint import NotFiniteState, SaveFailed
 from p2p_jax.config import ConfigError
 from p2p_jax.console import Console
-from p2p_jax.data import Feed, IndexFeed
+from p2p_jax.data import Feed, Frames, HostCache, IndexFeed
 from p2p_jax.early import Early
 from p2p_jax.evaluate import Evaluator, Interrupted
 from p2p_jax.figures import directions
@@ -28,6 +28,7 @@ from p2p_jax.report import MetricsLog
 from p2p_jax.state import TrainState
 from p2p_jax.step import laid_out_for
 from p2p_jax.storage import AnyPath
+from p2p_jax.store import Store
 from p2p_jax.tally import Losses, NotFinite
 
 DONE = 0
@@ -37,17 +38,67 @@ LOG, EVALUATION, GRID, SAVE = "log", "evaluation", "grid", "save"
 PICTURES = "pictures"  # of the evaluation before, where that ends the run early
 
 
-def plan(options: TrainOptions, step: int) -> Iterator[tuple[int, int]]:
-    """(first step, number of steps) of each dispatch from `step` on.
+def plan(options: TrainOptions, step: int, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """(first step, number of steps) of each dispatch from `step` to `end`, by default all.
 
     A dispatch ends early where something is due, so no interval need divide another.
     """
     every = (options.log_every, options.eval_every, options.sample_every, options.save_every)
-    while step < options.steps:
+    end = options.steps if end is None else end
+    while step < end:
         due = min(step - step % n + n for n in every)
-        count = min(options.steps_per_dispatch, due - step, options.steps - step)
+        count = min(options.steps_per_dispatch, due - step, end - step)
         yield step, count
         step += count
+
+
+def feed(
+    experiment: Experiment,
+    step: int,
+    put: Callable[[Any], Any],
+    store: Store | None = None,
+    frames: Frames | HostCache | None = None,
+    end: int | None = None,
+) -> Feed | IndexFeed:
+    """What a run's steps are trained on: images, or where they are in a store.
+
+    Args:
+      experiment: of the run.
+      step: the first one.
+      put: takes images, or indices, to the devices.
+      store: the whole set on the devices, or None.
+      frames: those of the experiment, by default as they are.
+      end: the step before which to end, by default the run's.
+    """
+    options = experiment.train
+    common: Any = dict(
+        batch_size=options.batch_size,
+        local=mesh.batch_slots(experiment.mesh, options.batch_size),
+        seed=experiment.seed,
+        shuffle=options.shuffle,
+        plan=plan(options, step, end),
+        steps_per_dispatch=options.steps_per_dispatch,
+        put=put,
+    )
+    own = experiment.train_frames
+    if store:
+        bad = frozenset().union(*peers.gather(frozenset(own.bad)))  # each read its part
+        return IndexFeed(len(own), **common, bad=bad)
+    return Feed(frames or own, **common, threads=options.threads, cache=options.cache)
+
+
+@contextlib.contextmanager
+def hold(workdir: AnyPath, note: Callable[[str], None]) -> Iterator[Lock]:
+    """Has a workdir to itself, and clears away what a killed process left there.
+
+    Raises:
+      Busy: another process trains in it.
+    """
+    with alone_in(workdir, note) as lock:
+        for folder in (workdir, workdir / "samples"):
+            storage.sweep(folder)
+        storage.sweep(workdir / "eval", deep=True)  # where --mode=eval may be at work
+        yield lock
 
 
 class Trainer:
@@ -61,6 +112,7 @@ class Trainer:
         ledger: Ledger | None = None,
         stop: Stop | None = None,
         lock: Lock | None = None,
+        evaluator: Evaluator | None = None,
     ) -> None:
         self.experiment, self.options = experiment, experiment.train
         if self.options.tensorboard and (found := board.problems(workdir)):
@@ -69,7 +121,7 @@ class Trainer:
         self.ledger = ledger or Ledger(time.monotonic())
         self.stop, self.lock = stop or Stop(), lock
         self.ballot = peers.Ballot(lambda: bool(self.stop.name))
-        self.evaluator = Evaluator(experiment, self.ballot.now, console.warn)
+        self.evaluator = evaluator or Evaluator(experiment, self.ballot.now, console.warn)
         self.metric = f"eval/{self.options.best}"
         self.mode = directions(experiment.eval.metrics)[self.options.best]
         self.best: dict[str, Any] | None = None  # metric, value and step of the best checkpoint
@@ -78,10 +130,14 @@ class Trainer:
             workdir, self.options.keep, lambda: self.best["step"] if self.best else None
         )
 
+    def close(self) -> None:
+        """Waits for the save under way, and lets go of the checkpoints."""
+        checkpoint.close(self.manager)
+
     def run(self, changes: dict[str, list[Any]]) -> int:
         """Trains to the end or until a signal; see `train`."""
         with contextlib.ExitStack() as closing:
-            closing.callback(checkpoint.close, self.manager)
+            closing.callback(self.close)
             closing.callback(self.console.close)
             seconds = peers.together(self._before)
             begun = begin.begin(
@@ -153,8 +209,8 @@ class Trainer:
             return contextlib.nullcontext()
         return contextlib.closing(Board(self.workdir, step or -1, report.read(self.workdir)))
 
-    def _train(self, begun: Begun, state: TrainState, meta: dict[str, Any]) -> int:
-        step, steps = int(state.step), self.options.steps
+    def _prepare(self, step: int, meta: dict[str, Any]) -> list[str]:
+        """Goes on from what was saved with a state; gives what is due before the next step."""
         self.best = checkpoint.best_of(self.manager, meta, self.metric, self.mode)
         skip = self.options.on_nan == "skip"
         self.losses = Losses(self.experiment.gan.metric_names, meta.get("losses", {}), skip)
@@ -162,7 +218,11 @@ class Trainer:
         self.early = self._early(meta)
         # Since the last line of the run so far.
         self._replaced = -meta.get("replaced", 0) if peers.first() else 0
-        due = meta.get("due", []) if step else [EVALUATION, GRID]
+        return meta.get("due", []) if step else [EVALUATION, GRID]
+
+    def _train(self, begun: Begun, state: TrainState, meta: dict[str, Any]) -> int:
+        step, steps = int(state.step), self.options.steps
+        due = self._prepare(step, meta)
         if self.ballot.now():
             return self._stopped(state, step, due)
         if left := self._do(state, step, due):
@@ -172,10 +232,9 @@ class Trainer:
         if begun.step_fn is None:
             self.console.note(f"all {steps} steps are done; train.steps adds more")
             return self._finish(step)
-        self._begun, self._marked, self._waited = (time.monotonic(), step), step, 0.0
-        self._mark = time.monotonic()
+        self._set_out(step, self._feed(begun.store, step))
         self.console.progress(step, steps, {}, math.nan, math.nan, None)
-        with self._feed(begun, step) as self.feed:
+        with self.feed:
             for first, count, batch in self.feed:
                 vote = self.ballot.cast()
                 placed = mesh.put_replicated(
@@ -185,7 +244,7 @@ class Trainer:
                 step = first + count
                 self.losses.add(step, count, losses)
                 self.console.tick(step)
-                left = self._do(state, step, self._due(step))
+                left = self._do(state, step, self.due(step))
                 ended = step == steps or self.early.over
                 if left or (self.ballot.count(vote) and not ended):
                     return self._stopped(state, step, left)
@@ -212,28 +271,20 @@ class Trainer:
             hyper[:, : len(RATES)] *= self.plateau.scale
         return hyper
 
-    def _feed(self, begun: Begun, step: int) -> Feed | IndexFeed:
-        experiment, options = self.experiment, self.options
-        common: Any = dict(
-            batch_size=options.batch_size,
-            local=mesh.batch_slots(experiment.mesh, options.batch_size),
-            seed=experiment.seed,
-            shuffle=options.shuffle,
-            plan=plan(options, step),
-            steps_per_dispatch=options.steps_per_dispatch,
-        )
+    def _set_out(self, step: int, examples: Feed | IndexFeed) -> None:
+        """Begins to train on what a feed gives."""
+        self.feed = examples
+        self._begun, self._marked, self._waited = (time.monotonic(), step), step, 0.0
+        self._mark = time.monotonic()
 
+    def _feed(self, store: Store | None, step: int) -> Feed | IndexFeed:
         def put(batch: Any) -> Any:
-            return mesh.put_split(experiment.mesh, batch, 1)
+            placed = mesh.put_split(self.experiment.mesh, batch, 1)
+            return (store.arrays, placed) if store else placed
 
-        frames = experiment.train_frames
-        if begun.store:
-            arrays = begun.store.arrays
-            bad = frozenset().union(*peers.gather(frozenset(frames.bad)))  # each read its part
-            return IndexFeed(len(frames), **common, put=lambda i: (arrays, put(i)), bad=bad)
-        return Feed(frames, **common, threads=options.threads, cache=options.cache, put=put)
+        return feed(self.experiment, step, put, store)
 
-    def _due(self, step: int) -> list[str]:
+    def due(self, step: int) -> list[str]:
         """What is due after `step` updates."""
         options = self.options
         every = {
@@ -295,7 +346,7 @@ class Trainer:
         seconds, steps = now - self._mark, step - self._marked
         rate = steps * self.options.batch_size / seconds
         waited = self.feed.waited - self._waited
-        self.ledger.move(waited, "data_wait")
+        self._account(waited)
         self._mark, self._marked, self._waited = now, step, self.feed.waited
         start, first = self._begun
         left = (now - start) / (step - first) * (self.options.steps - step)
@@ -307,6 +358,10 @@ class Trainer:
             scalars["train/skipped"] = skipped
         self._write(step, "train", scalars | self.ledger.scalars())
         self.console.progress(step, self.options.steps, means, rate, waited / seconds, left)
+
+    def _account(self, waited: float) -> None:
+        """Of the time since the last line, so many seconds were spent on waiting for data."""
+        self.ledger.move(waited, "data_wait")
 
     def _substituted(self) -> int:
         """How many examples, in all processes, were others' since the last line.
@@ -495,13 +550,7 @@ def train(
         stop.wait()
 
         def take() -> Lock | None:
-            if not peers.first():
-                return None
-            lock = held.enter_context(alone_in(workdir, console.note))
-            for folder in (workdir, workdir / "samples"):
-                storage.sweep(folder)
-            storage.sweep(workdir / "eval", deep=True)  # where --mode=eval may be at work
-            return lock
+            return held.enter_context(hold(workdir, console.note)) if peers.first() else None
 
         lock = peers.together(take)
         return Trainer(experiment, workdir, console, ledger, stop, lock).run(changes)

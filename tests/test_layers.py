@@ -231,6 +231,7 @@ LAYERS: dict[str, set[str] | object] = {
         *("command", "comparison", "config", "console", "evaluated", "page", "report", "storage"),
         *("thumbs", "words"),
     },
+    "alike": {"config", "losses"},
     "space": {"config", "mesh", "validate", "words"},
     "sweeping.tied": set(),
     "sweeping.places": {"words"},
@@ -292,7 +293,10 @@ LAYERS: dict[str, set[str] | object] = {
     "export": BELOW,
     "evaluate": BELOW,
     "train": BELOW,
+    "resuming": {"build", "config", "flags", "storage"},
     "main": BELOW,
+    "lockstep": BELOW,
+    "members": BELOW,
     "bench.jpegs": {"bench.machine"},
     "bench.nets": {
         *("augment", "losses", "mesh", "models", "models.conv", "models.layers", "models.options"),

@@ -15,8 +15,9 @@ from running import CONFIG, STEPS, environment, files, finished, get_config, sta
 from p2p_jax import report
 from p2p_jax.config import ConfigError
 from p2p_jax.flags import Command, parse
-from p2p_jax.main import _check_changes, _check_data, main
+from p2p_jax.main import main
 from p2p_jax.process import alone_in
+from p2p_jax.resuming import check_changes, check_data
 from p2p_jax.validate import resolved
 
 
@@ -373,10 +374,10 @@ def test_a_config_may_change_until_something_is_saved(tmp_path):
     report.write_json(tmp_path / "config.json", resolved(get_config()).to_dict())
     command = parse([CONFIG, f"--workdir={tmp_path}", "--config.loss.l1=7"])
     (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp").mkdir(parents=True)
-    assert _check_changes(command) == {}
+    assert check_changes(command) == {}
     (tmp_path / "checkpoints" / "3").mkdir()
     with pytest.raises(ConfigError, match=r"loss.l1: .* so far, 7.0 now"):
-        _check_changes(command)
+        check_changes(command)
 
 
 # --- the data of a run ---------------------------------------------------------------------------
@@ -402,14 +403,14 @@ def test_other_training_pairs_are_noticed_on_resume(tmp_path):
     command = Command("train", tmp_path, None, False)
     experiment = SimpleNamespace(train_frames=_Sized("new", 7))
     before = {"data": {"train": {"examples": 6, "fingerprint": "old"}}}
-    _check_data(command, experiment, before)  # no checkpoint yet
+    check_data(command, experiment, before)  # no checkpoint yet
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"the 7 training pairs are not the 6 that .*removed"):
-        _check_data(command, experiment, before)
-    _check_data(command._replace(allow_config_change=True), experiment, before)
+        check_data(command, experiment, before)
+    check_data(command._replace(allow_config_change=True), experiment, before)
     same = {"data": {"train": {"examples": 7, "fingerprint": "new"}}}
-    _check_data(command, experiment, same)
-    _check_data(command, experiment, {})  # of a version that did not record it
+    check_data(command, experiment, same)
+    check_data(command, experiment, {})  # of a version that did not record it
 
 
 class _Sized:

@@ -132,14 +132,14 @@ def test_saves_that_fail_may_be_gone_without_but_the_last(tmp_path, capsys, monk
 
 @pytest.mark.slow
 def test_a_signal_while_the_step_compiles_has_nothing_to_save(tmp_path, monkeypatch, capsys):
-    compiled = begin._compile
+    compiled = begin.compiled
 
     def signalled(*args):
         step_fn = compiled(*args)
         os.kill(os.getpid(), signal.SIGUSR1)
         return step_fn
 
-    monkeypatch.setattr(begin, "_compile", signalled)
+    monkeypatch.setattr(begin, "compiled", signalled)
     assert main([CONFIG, f"--workdir={tmp_path}", ONE]) == 75
     out = capsys.readouterr().out
     assert "stopped by SIGUSR1  before the first step; run again to begin" in out
