@@ -40,7 +40,7 @@ def problems(configs: Sequence[Config]) -> list[str]:
     train, spatial = configs[0].train, configs[0].mesh.spatial
     for key, is_set, why in (
         ("train.early_stop", train.early_stop, "runs that are trained together end together"),
-        ("train.on_nan", train.on_nan == "rollback", "all would go back; use stop or skip"),
+        ("train.on_nan", train.on_nan != "stop", "one's may make others' not finite; use stop"),
         ("train.shard_optimizer", train.shard_optimizer, "there is one device"),
         ("mesh.spatial", spatial > 1, "there is one device"),
     ):

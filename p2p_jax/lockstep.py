@@ -2,6 +2,11 @@
 
 A member is a `Trainer` that does not ask for steps but is given them: all that is not the step it
 does as a run by itself would.
+
+Where numbers of one member are not finite, those of others may become so: XLA makes convolutions of
+several out of one whose kernel is zero between members, and zero times infinity is no number. So
+each whose loss is not finite is trained again from its newest checkpoint, by itself: whose own
+fault it was, fails.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import numpy as np
 
 from p2p_jax import begin, mesh, resuming, summary
 from p2p_jax.build import Experiment, build, varied
+from p2p_jax.checkpoint import NotFiniteState
 from p2p_jax.console import Console
 from p2p_jax.data import Feed, HostCache, IndexFeed
 from p2p_jax.evaluate import Evaluator
@@ -29,6 +35,7 @@ from p2p_jax.process import STOPPED, Early, Failure, Lock, Stop
 from p2p_jax.report import last_start, number
 from p2p_jax.state import TrainState
 from p2p_jax.step import laid_out_for
+from p2p_jax.tally import NotFinite
 from p2p_jax.train import DONE, LOG, Trainer, feed, hold
 
 FAILED = 3  # some members did, and all others are done
@@ -97,6 +104,7 @@ class Member(Trainer):
       state: of these; None while the program has it.
       meta: what was saved with the state that it went on from.
       left: what a signal left undone of what is due.
+      is_alone: trained by itself from now on.
       failed: why it cannot go on; '' where it can.
     """
 
@@ -119,6 +127,8 @@ class Member(Trainer):
         super().__init__(experiment, command.workdir, voice, ledger, stop, lock, evaluator)
         self.name, self.failed = str(command.workdir), ""
         self.left: list[str] = []
+        self.is_alone = False
+        self._opened = contextlib.ExitStack()
 
     @property
     def is_done(self) -> bool:
@@ -139,11 +149,30 @@ class Member(Trainer):
             self.console.note(f"resumed at step {self.step} of {self.options.steps}")
         return seconds
 
-    def open(self, changes: dict[str, list[Any]], opened: contextlib.ExitStack) -> None:
+    def open(self, changes: dict[str, list[Any]]) -> None:
         """Opens its log, and does what is due before the next step."""
         self._record(changes)
-        self.log = opened.enter_context(self._log_from(self.step, dict(self.meta)))
-        self.board = opened.enter_context(self._board_from(self.step))
+        self._begin()
+
+    def go_back(self) -> None:
+        """To the newest checkpoint, to be trained by itself from there on."""
+        self._opened.close()
+        self._settle()
+        self.is_alone, self.left = True, []
+        self.state, self.meta = begin.restored(self.experiment, self.manager, self.console)
+        self.step = int(self.state.step)
+        self.console.warn(f"a loss is not finite: trained again from step {self.step}, by itself")
+        self._begin()
+
+    def close(self) -> None:
+        """Closes its log, and lets go of its checkpoints."""
+        self._opened.close()
+        super().close()
+
+    def _begin(self) -> None:
+        enter = self._opened.enter_context
+        self.log = enter(self._log_from(self.step, dict(self.meta)))
+        self.board = enter(self._board_from(self.step))
         due = self._prepare(self.step, dict(self.meta))
         assert self.state
         self.left = list(due) if self.ballot.now() else self._do(self.state, self.step, due)
@@ -225,7 +254,7 @@ class Lockstep:
             )
             self._ledger.go_on(spent, max(reached))
             for member, change in zip(self._members, changes, strict=True):
-                self._guarded(member, functools.partial(member.open, change, opened))
+                self._guarded(member, functools.partial(member.open, change))
             self._ledger.begin_steps()
             while (cohort := self._cohort()) and not self._stop.name:
                 self._train(*cohort)
@@ -273,16 +302,23 @@ class Lockstep:
             return None
         try:
             return action()
+        except (NotFinite, NotFiniteState) as error:
+            if member.is_alone or len(self._members) == 1:
+                return self._fail(member, error)
+            return self._guarded(member, member.go_back)
         except Failure as error:
-            member.failed = str(error)
-            self._console.warn(f"{member.name}: has failed, the others go on: {error}")
-            return None
+            return self._fail(member, error)
+
+    def _fail(self, member: Member, error: Failure) -> None:
+        member.failed = str(error)
+        self._console.warn(f"{member.name}: has failed: {error}")
 
     # --- steps -----------------------------------------------------------------------------------
 
     def _cohort(self) -> tuple[list[Member], int] | None:
         """Those that are furthest behind, and the step where others wait for them."""
-        there = [member for member in self._members if member.goes_on]
+        going = [member for member in self._members if member.goes_on]
+        there = [member for member in going if not member.is_alone] or going[:1]
         if not there:
             return None
         step = min(member.step for member in there)
@@ -318,10 +354,10 @@ class Lockstep:
                     self._guarded(member, functools.partial(member.after, count, row, own))
                 self._console.tick(first + count)
                 left = any(member.left or self._stop.name for member in cohort)
-                if left or all(member.failed for member in cohort):
+                if left or any(member.failed or member.state for member in cohort):
                     break
         for i, member in enumerate(cohort):
-            if not member.failed:
+            if not member.failed and member.state is None:
                 member.state = _member(state, i)
 
     def _program(self, count: int) -> Any:
