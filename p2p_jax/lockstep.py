@@ -31,14 +31,12 @@ from p2p_jax.data import Feed, HostCache, IndexFeed
 from p2p_jax.evaluate import Evaluator
 from p2p_jax.flags import Command
 from p2p_jax.ledger import Ledger
-from p2p_jax.process import STOPPED, Early, Failure, Lock, Stop
+from p2p_jax.process import FAILED, STOPPED, Early, Failure, Lock, Stop
 from p2p_jax.report import last_start, number
 from p2p_jax.state import TrainState
 from p2p_jax.step import laid_out_for
 from p2p_jax.tally import NotFinite
 from p2p_jax.train import DONE, LOG, Trainer, feed, hold
-
-FAILED = 3  # some members did, and all others are done
 
 
 class Voice(Console):

@@ -20,6 +20,7 @@ from p2p_jax.storage import AnyPath, is_remote
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 LEFT = 130  # exit code of a process that a second SIGINT ended
 STOPPED = 75  # of one that a signal ended with everything saved
+FAILED = 3  # of one that trained several runs of which some have failed, and all others are done
 
 
 class Failure(Exception):

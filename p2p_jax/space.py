@@ -204,7 +204,7 @@ def _refused(space: Space, config: Config) -> Iterator[str]:
     """What validation says of the space's values, each with the values it was said of."""
     mesh.use_precision(config.train.precision)
     seen = set()
-    for point in _points(space):
+    for point in points(space):
         try:
             found = validate(resolved(merge(config, point)))
         except ConfigError as error:
@@ -217,7 +217,7 @@ def _refused(space: Space, config: Config) -> Iterator[str]:
                 yield problem if of in point else f"{problem} (with {with_})"
 
 
-def _points(space: Space) -> list[dict[str, Any]]:
+def points(space: Space) -> list[dict[str, Any]]:
     """Values to try: each choice and both ends, in all combinations where they are few."""
     ends = {key: dimension.values for key, dimension in space.items()}
     if math.prod(map(len, ends.values())) <= _ALL:

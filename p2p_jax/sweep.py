@@ -1,14 +1,15 @@
 """Searches for a config's best values: many short trainings, each on an accelerator of its own.
 
     python -m p2p_jax.sweep --config=FILE --space=FILE --workdir=DIR --trials=N
-        [--devices=auto|gpu:0,gpu:1|tpu:0|cpu:0-3,cpu:4-7|cpu/2] [--sampler=tpe|random|grid]
+        [--devices=auto|gpu:0,gpu:1|tpu:0|cpu|cpu:0-3,cpu:4-7|cpu/2] [--sampler=tpe|random|grid]
         [--pruner=none|halving|hyperband] [--min_steps=N] [--reduction=4] [--metric=NAME]
-        [--seed=0] [--storage=URL] [--config.KEY=VALUE ...]
+        [--seed=0] [--storage=URL] [--vmap=K] [--config.KEY=VALUE ...]
 
 The space is a file like those in configs/sweeps/. DIR gets trials/NUMBER, each the folder of an
 ordinary run; sweep.html and best.json with the command that trains the best one again. Needs the
 extra `sweep`: pip install 'p2p_jax[sweep]'. Run again, it goes on where it was; several may run at
-once with one DIR, on one or several machines. N trials end as complete, pruned or failed.
+once with one DIR, on one or several machines. N trials end as complete, pruned or failed. With
+--vmap=K, each process trains K trials as one program (seeds, rates and weights of losses alone).
 
 Exit codes: 0 all N trials have ended; 2 bad input; 75 stopped by a signal with everything saved
 (run again); 1 a failure, or no trial was completed; 130 left at once.

@@ -250,14 +250,15 @@ LAYERS: dict[str, set[str] | object] = {
         *("console", "report", "sweeping.charts", "sweeping.running", "sweeping.study"),
     },
     "sweeping.options": {
-        *("config", "figures", "flags", "space", "storage", "sweeping.places", "sweeping.study"),
+        *("alike", "config", "figures", "flags", "space", "storage", "sweeping.places"),
+        "sweeping.study",
         *("validate", "words"),
     },
     "sweeping.record": {
         *("config", "report", "sweeping.options", "sweeping.owners", "sweeping.study", "words"),
     },
     "sweeping.command": {
-        *("console", "process", "space", "sweeping.controller", "sweeping.options"),
+        *("console", "process", "report", "space", "sweeping.controller", "sweeping.options"),
         *("sweeping.owners", "sweeping.record", "sweeping.results", "sweeping.running"),
         "sweeping.study",
     },

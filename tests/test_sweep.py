@@ -336,6 +336,7 @@ def test_places_are_pinned():
     assert chip.env["TPU_VISIBLE_CHIPS"] == "2" and chip.env["TPU_PROCESS_BOUNDS"] == "1,1,1"
     (whole,) = places.parse("auto", {"JAX_PLATFORMS": "cpu"})
     assert whole.cores == () and whole.env == {"JAX_PLATFORMS": "cpu"}
+    assert places.parse("cpu", {}) == [whole]
     (cores,) = places.parse(f"cpu:{places.usable()[0]}", {})
     assert cores.cores == (places.usable()[0],)
 
@@ -481,6 +482,60 @@ def test_a_kill_loses_nothing_and_runs_nothing_twice(tmp_path, who):
     finish(process)
     whole(tmp_path, 3)
     assert [trial.params for trial in finished(tmp_path)][: len(before)] == before
+
+
+def test_several_share_a_process_and_one_that_fails_is_told_apart(tmp_path):
+    fails = """
+import json, pathlib, sys
+for name, values in json.loads(sys.argv[1]).items():
+    folder = pathlib.Path(name)
+    if values["loss.l1"] == 10.0:
+        print(f"error: {folder}: its loss is made of cheese")
+        continue
+    row = {"step": 3, "images": 3, "split": "val", "eval/l1": values["loss.l1"]}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
+sys.exit(3)
+"""
+
+    def together(members):
+        return ["-c", fails, json.dumps({str(k): v for k, v in members.items()})]
+
+    plan = fake_plan(tmp_path)._replace(together=together)
+    with Owners(tmp_path) as owners:
+        trials = opened(tmp_path, owners, space=GRID, sampler="grid")
+        controller = Controller(
+            plan, trials, owners, [Place("a", {})], Console(silent=True), lambda: None, members=6
+        )
+        assert controller.run(6, Stop()) == 0
+    for trial in trials.all():
+        failed = trial.params["loss.l1"] == 10.0
+        assert (trial.state == TrialState.FAIL) == failed
+        assert trial.user_attrs.get(REASON) == ("its loss is made of cheese" if failed else None)
+
+
+def test_what_makes_another_program_is_not_trained_together(tmp_path):
+    with pytest.raises(ConfigError, match=r"--vmap: loss\.l1: is 0 in some"):
+        options.parse(words(tmp_path, "--vmap=4"))
+
+
+@pytest.mark.slow
+def test_trials_are_trained_together_and_a_kill_loses_nothing(tmp_path):
+    more = ("--vmap=2", "--devices=cpu", "--config.train.steps=60", "--config.mesh.devices=1")
+    given = words(tmp_path, *more, trials=3)
+    (tmp_path / "space.py").write_text(SPACE_FILE.replace("0.0, 10.0", "1.0, 10.0"))
+    command = [sys.executable, "-m", "p2p_jax.sweep", *given]
+    process = subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    saved = tmp_path / "sweep/trials/1/checkpoints/5"
+    while not saved.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole(tmp_path, 3)
+    assert "trial 0 goes on" in done.stdout and "trial 1 goes on" in done.stdout
+    assert (tmp_path / "sweep" / "trials" / "0-1.log").exists()
 
 
 @pytest.mark.slow

@@ -81,12 +81,22 @@ class Child:
         code = self._process.returncode
         if code is not None and code < 0:
             return f"killed by {signal.Signals(-code).name}"
-        with open(self._log, "rb") as file:
-            file.seek(max(self._begun, os.fstat(file.fileno()).st_size - _TAIL))
-            lines = [line for line in file.read().decode(errors="replace").splitlines() if line]
+        lines = self._lines()
         errors = [line for line in lines if line.startswith("error: ")]
         last = (errors or lines or [""])[-1].removeprefix("error: ").strip()
         return last or f"exit code {code}"
+
+    def reason_of(self, workdir: Path) -> str:
+        """Why the run in a folder, one of several, has failed; '' where it has not."""
+        head = f"error: {workdir}: "
+        found = [line.removeprefix(head) for line in self._lines() if line.startswith(head)]
+        return found[-1] if found else ""
+
+    def _lines(self) -> list[str]:
+        """The last that it has said."""
+        with open(self._log, "rb") as file:
+            file.seek(max(self._begun, os.fstat(file.fileno()).st_size - _TAIL))
+            return [line for line in file.read().decode(errors="replace").splitlines() if line]
 
     def was_busy(self) -> bool:
         """Whether it ended as another process still trained in its folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import optuna
 
-from p2p_jax import space
+from p2p_jax import report, space
 from p2p_jax.console import Console
 from p2p_jax.process import STOPPED, Stop
 from p2p_jax.sweeping import results, study
@@ -36,7 +37,11 @@ def run(argv: Sequence[str], stop: Stop) -> int:
     def words(workdir: Path, values: Mapping[str, Any]) -> list[str]:
         return command(options, workdir, values)
 
-    plan = Plan(options.folder, options.metric, options.mode, env, words, options.pruner != "none")
+    def together(members: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+        return command_of_several(options, members)
+
+    prunes = options.pruner != "none"
+    plan = Plan(options.folder, options.metric, options.mode, env, words, prunes, together)
     with Owners(options.folder) as owners:
         trials = _trials(options, name, owners)
         console.header(_told(options))
@@ -45,9 +50,10 @@ def run(argv: Sequence[str], stop: Stop) -> int:
         def write() -> None:
             results.write(plan, trials)
 
-        code = Controller(plan, trials, owners, options.places, console, write).run(
-            options.trials, stop
+        controller = Controller(
+            plan, trials, owners, options.places, console, write, options.members
         )
+        code = controller.run(options.trials, stop)
         write()
         if code == STOPPED:
             console.note("stopped with everything saved; run again to go on")
@@ -60,6 +66,16 @@ def command(options: Options, workdir: Path, values: Mapping[str, Any]) -> list[
     told |= {key: space.setting(value) for key, value in values.items()}
     return [
         *("-m", "p2p_jax.main", f"--config={options.file}", f"--workdir={workdir}"),
+        *(f"--config.{key}={value}" for key, value in told.items()),
+    ]
+
+
+def command_of_several(options: Options, members: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    """What follows `python` to train several together, each with some values in a folder."""
+    told = dict(options.overrides) | {"train.best": options.metric}
+    each = {str(workdir): report.plain(values) for workdir, values in members.items()}
+    return [
+        *("-m", "p2p_jax.members", f"--config={options.file}", f"--members={json.dumps(each)}"),
         *(f"--config.{key}={value}" for key, value in told.items()),
     ]
 
@@ -88,6 +104,7 @@ def _told(options: Options) -> list[tuple[str, str]]:
         ("search", f"{options.metric}, {options.mode}, {options.trials} trials, {options.sampler}"),
         *((key, dimension.told()) for key, dimension in options.space.items()),
         ("pruner", options.pruner),
+        *([("together", f"{options.members} trials a program")] * (options.members > 1)),
         ("places", ", ".join(place.name for place in options.places)),
         ("workdir", str(options.folder)),
     ]

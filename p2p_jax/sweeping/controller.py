@@ -30,8 +30,10 @@ class Controller:
         places: Sequence[Place],
         console: Console,
         write: Callable[[], None],
+        members: int = 1,
     ) -> None:
-        """Takes all of it; `write` is called after each trial."""
+        """Takes all of it; `write` is called after each trial, `members` share a process."""
+        self._members = members
         self._plan, self._trials, self._owners = plan, trials, owners
         self._free, self._running = list(places), list[Running]()
         self._console, self._write = console, write
@@ -57,16 +59,19 @@ class Controller:
     def _fill(self, count: int) -> None:
         """Gives a trial to each free place, while there are any."""
         while self._free and time.monotonic() >= self._ask_at:
-            found = self._trials.next(count)
-            if found is None:
+            given = []
+            while len(given) < self._members and (found := self._trials.next(count)) is not None:
+                given.append(found)
+            if not given:
                 self._ask_at = time.monotonic() + _ASK
                 return
-            trial, again = found
             place = self._free.pop(0)
-            values = "  ".join(f"{k}={v}" for k, v in self._trials.values(trial).items())
-            how = "goes on" if again else "begins"
-            self._console.note(f"trial {trial.number} {how} on {place.name}: {values}")
-            self._running.append(Running(self._plan, self._trials, trial, place, self._console))
+            for trial, again in given:
+                values = "  ".join(f"{k}={v}" for k, v in self._trials.values(trial).items())
+                how = "goes on" if again else "begins"
+                self._console.note(f"trial {trial.number} {how} on {place.name}: {values}")
+            trials = [trial for trial, _ in given]
+            self._running.append(Running(self._plan, self._trials, trials, place, self._console))
 
     def _turn(self, stopping: bool) -> None:
         for each in list(self._running):
@@ -74,7 +79,8 @@ class Controller:
                 self._running.remove(each)
                 self._free.append(each.place)
                 self._ask_at = 0.0
-                self._tell(each.number)
+                for index in each.numbers:
+                    self._tell(index)
 
     def _tell(self, index: int) -> None:
         trial = self._trials.all()[index]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from p2p_jax import space, storage
+from p2p_jax import alike, space, storage
 from p2p_jax.config import Config, merge
 from p2p_jax.figures import directions
 from p2p_jax.flags import config_file, override
@@ -20,7 +20,7 @@ from p2p_jax.words import ConfigError, near, number, split
 
 FLAGS = (
     *("config", "space", "workdir", "trials", "devices", "sampler", "pruner", "min_steps"),
-    *("reduction", "metric", "seed", "storage", "help"),
+    *("reduction", "metric", "seed", "storage", "vmap", "help"),
 )
 _CHOICES = {"sampler": "tpe", "pruner": "none"}
 
@@ -43,6 +43,7 @@ class Options(NamedTuple):
     mode: str
     seed: int
     storage: str
+    members: int
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -68,6 +69,7 @@ def parse(argv: Sequence[str]) -> Options:
     trials = int(number("trials", flags.get("trials", str(10**9)), 1, problems))
     least = int(number("min_steps", flags["min_steps"], 1, problems)) if "min_steps" in flags else 0
     factor = int(number("reduction", flags.get("reduction", "4"), 2, problems))
+    members = int(number("vmap", flags.get("vmap", "1"), 1, problems))
     seed = _seed(flags.get("seed", "0"), problems)
     config, metric, mode, found = _config(flags, overrides, problems)
     try:
@@ -81,14 +83,21 @@ def parse(argv: Sequence[str]) -> Options:
             "or another sampler"
             for key in endless
         ]
+    if config is not None and found is not None and members > 1:
+        problems += [f"--vmap: {text}" for text in _apart(found, config)]
     if problems or config is None or found is None:
         raise ConfigError(problems)
     if words["sampler"] == "grid":
         trials = min(trials, study.points(found) or trials)
     return Options(
         folder, config, flags["config"], overrides, found, trials, there, words["sampler"],
-        words["pruner"], least, factor, metric, mode, seed, flags.get("storage", ""),
+        words["pruner"], least, factor, metric, mode, seed, flags.get("storage", ""), members,
     )  # fmt: skip
+
+
+def _apart(found: Space, config: Config) -> list[str]:
+    """Why trials of a space cannot be trained together."""
+    return alike.problems([resolved(merge(config, point)) for point in space.points(found)])
 
 
 def _folder(text: str, problems: list[str]) -> Path:

@@ -35,6 +35,9 @@ class Place(NamedTuple):
         return [*(["env", *words] if words else []), *pinned]
 
 
+_WHOLE = Place("cpu", {"JAX_PLATFORMS": "cpu"})
+
+
 def parse(text: str, env: Mapping[str, str]) -> list[Place]:
     """The places that --devices names.
 
@@ -69,6 +72,8 @@ def _words(text: str) -> list[str]:
 
 
 def _place(word: str, env: Mapping[str, str]) -> list[Place]:
+    if word == "cpu":
+        return [_WHOLE]
     kind, _, which = word.partition(":")
     if re.fullmatch(r"cpu/[1-9]\d*", word):
         return _parts(int(word[4:]))
@@ -76,7 +81,7 @@ def _place(word: str, env: Mapping[str, str]) -> list[Place]:
         return [_cpu(_cores(which))]
     if kind in ("gpu", "tpu") and which.isdigit():
         return [_gpu(int(which), env) if kind == "gpu" else _tpu(int(which))]
-    raise ValueError("is not auto, gpu:N, tpu:N, cpu:FIRST-LAST (cores) or cpu/PARTS")
+    raise ValueError("is not auto, gpu:N, tpu:N, cpu, cpu:FIRST-LAST (cores) or cpu/PARTS")
 
 
 def _auto(env: Mapping[str, str]) -> list[Place]:
@@ -87,7 +92,7 @@ def _auto(env: Mapping[str, str]) -> list[Place]:
             return [_gpu(i, env) for i in range(count)]
         if chips := glob("/dev/accel*") or glob("/dev/vfio/[0-9]*"):
             return [_tpu(i) for i in range(len(chips))]
-    return [Place("cpu", {"JAX_PLATFORMS": "cpu"})]
+    return [_WHOLE]
 
 
 def _gpus(env: Mapping[str, str]) -> list[str]:
