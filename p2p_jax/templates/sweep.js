@@ -17,7 +17,7 @@ function trials() {
 
 function importance() {
   return h("section", { id: "importance" }, h("h2", {}, "What matters"),
-    data.importance.length ? [h("p", { class: "small soft" }, "The share of each key in what sets the best tenth of the completed trials apart (PED-ANOVA). With few trials it says little."),
+    data.importance.length ? [h("p", { class: "small soft" }, "The share of each key in what sets the best of the completed trials apart: a tenth, or up to a third where they are few (PED-ANOVA). With few trials it says little."),
       h("div", { class: "bars" }, data.importance.flatMap(([key, share]) => [h("span", {}, key),
         h("span", { class: "track" }, h("i", { style: `width: ${(100 * share).toFixed(1)}%` })), h("span", { class: "number" }, figure(share))]))]
       : h("p", { class: "empty" }, "It takes four completed trials that differ to tell."));
@@ -47,7 +47,7 @@ function coordinates() {
   }).reverse();
   return h("section", { id: "coordinates" }, h("h2", {}, "Where good values lie"),
     h("p", { class: "small soft" }, "A line is a trial, from its values to its figure; the better, the stronger. Pruned ones are grey."),
-    h("div", { class: "scroll" }, h("figure", { class: "chart" }, s("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": "Values of the trials, as parallel coordinates" },
+    h("div", { class: "scroll" }, h("figure", { class: "chart" }, s("svg", { viewBox: `0 0 ${wide} ${high}`, style: "min-width: 640px", role: "img", "aria-label": "Values of the trials, as parallel coordinates" },
       lines, axes.flatMap((axis) => [s("line", { class: "base", x1: axis.at, x2: axis.at, y1: top, y2: bottom }),
         s("text", { x: axis.at, y: 18, "text-anchor": "middle" }, axis.key),
         ...axis.labels.map((label) => s("text", { x: axis.at + 5, y: axis.y(label) + (typeof label === "number" && axis.labels.length > 1 ? (axis.y(label) < top + 1 ? 10 : 14) : 4) }, shown(label)))])))));
