@@ -25,12 +25,10 @@ from p2p_jax.words import ConfigError
 
 ONE = "--config.mesh.devices=1"
 SEEDS = {f"seed{s}": {"seed": s} for s in (1, 2)}
-RATES = {f"rate{r}": {"optim.gen.lr": r, "optim.disc.lr": r / 2} for r in (1e-4, 3e-3)}
+RATE = {"optim.gen.lr": 1e-4, "optim.disc.lr": 5e-5}
 MIXED = {
-    "seed": {"seed": 1},
-    "rate": {"optim.gen.lr": 1e-4, "optim.disc.lr": 5e-5},
-    "weight": {"loss.l1": 3.0, "loss.disc": 1.0},
-    "linear": {"seed": 2, "optim.schedule": "linear", "optim.decay_from": 0.1},
+    "rate": {"seed": 1, "optim.gen.lr": 1e-4, "optim.disc.lr": 5e-5},
+    "weight": {"loss.l1": 3.0, "optim.schedule": "linear", "optim.decay_from": 0.1},
 }
 FIGURES = ("loss/", "eval/")
 
@@ -158,7 +156,7 @@ F64 = ("--config.train.precision=float64", "--config.train.steps=20", "--config.
 @pytest.mark.slow
 def test_members_are_the_runs_that_they_would_have_been_alone(tmp_path):
     text = ran(tmp_path, MIXED, *F64)
-    assert "compiled for 4 members" in text
+    assert "compiled for 2 members" in text
     for name, own in MIXED.items():
         set_ = [f"--config.{key}={value}" for key, value in own.items()]
         alone = start(CONFIG, f"--workdir={tmp_path}/alone/{name}", ONE, *F64, *set_)
@@ -173,15 +171,14 @@ def test_members_are_the_runs_that_they_would_have_been_alone(tmp_path):
 
 @pytest.mark.slow
 def test_members_that_stand_at_different_steps_meet_again(tmp_path):
-    both, exact = SEEDS | RATES, "--config.train.precision=float64"
+    both, exact = SEEDS | {"rate": RATE}, "--config.train.precision=float64"
     ran(tmp_path / "whole", both, exact)
-    # As a kill between two saves leaves them: one has 5 steps, one 10, two none.
-    for name, steps in (("seed1", 5), ("rate0.0001", 10)):
-        ran(tmp_path / "parts", {name: both[name]}, exact, f"--config.train.steps={steps}")
+    # As a kill between two saves leaves them: one has 5 steps, two have none.
+    ran(tmp_path / "parts", {"rate": RATE}, exact, "--config.train.steps=5")
     text = ran(tmp_path / "parts", both, exact)
-    assert "resumed at step 5" in text and "resumed at step 10" in text
+    assert "resumed at step 5" in text
     sizes = [line.split()[2] for line in text.splitlines() if line.startswith("compiled for")]
-    assert sizes == ["2", "3", "4"]
+    assert sizes == ["2", "3"]
     for name in both:
         # Shorter runs have had lines at their ends besides.
         mine = {(r["step"], r["split"]): r for r in figures(tmp_path / "parts" / name)}

@@ -520,7 +520,7 @@ def test_what_makes_another_program_is_not_trained_together(tmp_path):
 
 @pytest.mark.slow
 def test_trials_are_trained_together_and_a_kill_loses_nothing(tmp_path):
-    more = ("--vmap=2", "--devices=cpu", "--config.train.steps=60", "--config.mesh.devices=1")
+    more = ("--vmap=2", "--devices=cpu", "--config.train.steps=30", "--config.mesh.devices=1")
     given = words(tmp_path, *more, trials=3)
     (tmp_path / "space.py").write_text(SPACE_FILE.replace("0.0, 10.0", "1.0, 10.0"))
     command = [sys.executable, "-m", "p2p_jax.sweep", *given]
